@@ -176,27 +176,27 @@ def open_images(
     _make_folder(cache)
   task = images.task
   splits = {split: task.open(split) for split in task.splits}
-  in_memory = {part for split in resident for part in split.split('+')}
+  in_memory = dict.fromkeys(part for split in resident for part in split.split('+'))
   # Streamed images are opened by one process, and the others read its record.
-  is_streamed = not splits.keys() <= in_memory
+  is_streamed = splits.keys() != in_memory.keys()
   with meshes.primary_first('images') if is_streamed else contextlib.nullcontext():
     old = record.read(folder)
-    rows = _describe(task, splits, old)
+    rows = {
+      split: _describe(task, split, old, is_opened=split not in in_memory) for split in splits
+    }
     _compare(task.name, old, _all(rows), is_tested)
-    was_opened = {row.content for row in old if not row.left_out}
-    decoded, faults = {}, {}
-    for split, examples in splits.items():
-      if split in in_memory:
-        path = cache and _path_in(cache, rows[split], images)
-        decoded[split], faults[split] = decode(
-          examples, images.image_size, images.rule, split, path=path
-        )
-      else:
-        faults[split] = _look_at(examples, [row.content in was_opened for row in rows[split]])
+    decoded = {}
+    for split in in_memory:
+      path = cache and _path_in(cache, rows[split], images)
+      decoded[split], faults = decode(
+        splits[split], images.image_size, images.rule, split, path=path
+      )
+      rows[split] = [
+        row._replace(fault=fault) for row, fault in zip(rows[split], faults, strict=True)
+      ]
+    faults = {split: [row.fault for row in of_split] for split, of_split in rows.items()}
     _require_readable(splits, faults, skip_broken)
     for split in [split for split in splits if any(faults[split])]:
-      pairs = zip(rows[split], faults[split], strict=True)
-      rows[split] = [row._replace(left_out=bool(fault)) for row, fault in pairs]
       splits[split] = Part(splits[split], _readable(faults[split]))
       if split in decoded:
         decoded[split] = decoded[split][_readable(faults[split])]
@@ -206,7 +206,7 @@ def open_images(
       record.warn_of_copies(task.name, everything)
       if folder is not None and meshes.primary():
         record.write(folder, everything)
-  if number := sum(row.left_out for row in everything):
+  if number := sum(bool(row.fault) for row in everything):
     note = f'{number} of {len(everything)} images cannot be decoded and are left out.'
     task = dataclasses.replace(task, notes=(*task.notes, note))
   task = dataclasses.replace(task, splits=splits)
@@ -221,25 +221,19 @@ def differences(task: Task, folder: str) -> str:
   Nothing is written. Empty if they are the same, or nothing is recorded.
   """
   old = record.read(folder)
-  splits = {split: task.open(split) for split in task.splits}
-  return record.compare(old, _all(_describe(task, splits, old)))
+  return record.compare(old, _all({split: _describe(task, split, old) for split in task.splits}))
 
 
-def _describe(
-  task: Task, splits: Mapping[str, Examples], old: Sequence[Row]
-) -> dict[str, list[Row]]:
-  """The lines of every split; only files of another size or time than in old lines are read."""
-  before = {(row.split, row.image): row for row in old}
+def _describe(task: Task, split: str, old: Sequence[Row], is_opened: bool = False) -> list[Row]:
+  """The lines of a split; see `record.describe`."""
+  before = {row.image: row for row in old if row.split == split}
+  examples = task.open(split)
+  names = [task.classes[label] for label in examples.labels]
 
-  def describe(split: str, examples: Examples) -> list[Row]:
-    labels = examples.labels
-    return in_parallel(
-      lambda n: record.describe(split, task.classes[labels[n]], examples[n], before),
-      len(labels),
-      'comparing images',
-    )
+  def describe(index: int) -> Row:
+    return record.describe(split, names[index], examples[index], before, is_opened)
 
-  return {split: describe(split, examples) for split, examples in splits.items()}
+  return in_parallel(describe, len(names), f'reading {split}')
 
 
 def _all(rows: Mapping[str, list[Row]]) -> list[Row]:
@@ -339,36 +333,17 @@ def decode(
     if os.path.exists(path):
       log.warning('%s is damaged; reading its images again.', path)
 
-  def read(index: int) -> None:
-    images[index] = resize(examples[index].image(), image_size, rule, share)
-
-  faults = _try_all(read, number, title)
-  if path is not None and not any(faults):
-    write_array(path, images)
-  return images, faults
-
-
-def _look_at(examples: Examples, is_known: Sequence[bool]) -> list[str]:
-  """Why each example cannot be decoded, as `decode` returns it, in less time; '' if it is known."""
-
-  def look(index: int) -> None:
-    if not is_known[index]:
-      examples[index].image(draft=True)
-
-  return _try_all(look, len(is_known), 'opening every image once')
-
-
-def _try_all(read: Callable[[int], object], number: int, title: str) -> list[str]:
-  """Why each of the examples at 0 to number - 1 cannot be read; '' for those that can."""
-
   def attempt(index: int) -> str:
     try:
-      read(index)
+      images[index] = resize(examples[index].image(), image_size, rule, share)
     except OSError as error:
       return str(error)
     return ''
 
-  return in_parallel(attempt, number, title)
+  faults = in_parallel(attempt, number, title)
+  if path is not None and not any(faults):
+    write_array(path, images)
+  return images, faults
 
 
 def _require_readable(

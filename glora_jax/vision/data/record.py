@@ -36,7 +36,7 @@ class Row(NamedTuple):
     size: bytes of the file; 0 if the image has none.
     time: nanoseconds of the last change of the file.
     digest: digest of the bytes of the file; empty if it cannot be read.
-    left_out: whether the image could not be decoded.
+    fault: why the image cannot be decoded and is left out; empty if it can.
   """
 
   split: str
@@ -45,7 +45,7 @@ class Row(NamedTuple):
   size: int
   time: int
   digest: str
-  left_out: bool = False
+  fault: str = ''
 
   @property
   def content(self) -> tuple[str, ...]:
@@ -64,8 +64,8 @@ def read(folder: str | None) -> list[Row]:
     if tuple(header) != Row._fields:
       return []
     return [
-      Row(split, label, name, int(size), int(time), digest, left_out == 'True')
-      for split, label, name, size, time, digest, left_out in lines
+      Row(split, label, name, int(size), int(time), digest, fault)
+      for split, label, name, size, time, digest, fault in lines
     ]
   except (OSError, ValueError, csv.Error):
     return []
@@ -80,16 +80,19 @@ def write(folder: str, rows: Sequence[Row]) -> None:
     file.write(text.getvalue().encode(errors='surrogateescape'))
 
 
-def describe(split: str, label: str, example: Example, old: Mapping[tuple[str, str], Row]) -> Row:
+def describe(
+  split: str, label: str, example: Example, old: Mapping[str, Row], is_opened: bool
+) -> Row:
   """The line of an image; its file is read only if size or time differ from its old line.
 
   Args:
     split: name of its split.
     label: name of its class.
     example: the image.
-    old: lines of an earlier start, by split and `Row.image`.
+    old: lines of the split from an earlier start, by `Row.image`.
+    is_opened: whether to see if it can be decoded, unless it could by its old line.
   """
-  path, before = example.path, old.get((split, example.key))
+  path, before = example.path, old.get(example.key)
   size, time, digest = 0, 0, ''
   with contextlib.suppress(OSError):  # a link to nowhere, or no regular file
     if path is not None:
@@ -99,12 +102,18 @@ def describe(split: str, label: str, example: Example, old: Mapping[tuple[str, s
       digest = (
         before.digest if is_same else hashlib.blake2b(image.read(path), digest_size=16).hexdigest()
       )
-  return Row(split, label, example.key, size, time, digest)
+  row = Row(split, label, example.key, size, time, digest)
+  if is_opened and (before is None or before.fault or before.content != row.content):
+    try:
+      example.image(draft=True)
+    except OSError as error:
+      return row._replace(fault=str(error))
+  return row
 
 
 def identify(rows: Sequence[Row]) -> str:
   """A digest of labels, names and bytes of the images that are not left out."""
-  text = '\0'.join('\0'.join(row.content[1:]) for row in rows if not row.left_out)
+  text = '\0'.join('\0'.join(row.content[1:]) for row in rows if not row.fault)
   return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()
 
 
@@ -129,7 +138,7 @@ def warn_of_copies(name: str, rows: Sequence[Row]) -> None:
   firsts: dict[str, Row] = {}
   shared = collections.defaultdict(list)
   for row in rows:
-    if row.digest and not row.left_out:
+    if row.digest and not row.fault:
       first = firsts.setdefault(row.digest, row)
       if first.split != row.split:
         shared[row.split, first.split].append(f'{row.image} is {first.image}')
