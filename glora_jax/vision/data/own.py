@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from glora_jax.checks import listed, printable
 from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image
 from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
-from glora_jax.vision.data.splits import NAMES, SPLITS, complete, lacking, note_on
-from glora_jax.vision.data.task import Files, Task, require_measurable, require_printable
+from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
+from glora_jax.vision.data.task import Files, Part, Task, require_measurable, require_printable
 
 log = logging.getLogger(__name__)
 
@@ -99,18 +99,19 @@ def _task(kind: str, path: str, classes: tuple[str, ...], given: Mapping[str, Fi
     given: files of 'train', and of 'val' and 'test' unless they are to be made of it.
 
   Raises:
-    ValueError: see `complete`, or what is split already cannot measure anything.
+    ValueError: see `divide`, or what is split already cannot measure anything.
   """
-  splits = complete(path, classes, given)
+  train = given['train']
+  made = divide(path, classes, train.labels, given)
+  splits = {**given, **{split: Part(train, indices) for split, indices in made.items()}}
   labels = {split: examples.labels for split, examples in splits.items()}
   require_measurable(path, classes, labels)
-  made = lacking(given)
-  notes = [note_on(made)] if made else []
-  for split in SPLITS:
-    absent = [name for label, name in enumerate(classes) if label not in labels[split]]
-    if absent and split not in made:
+  notes = [note_on(lacking(given))] if made else []
+  for split in (split for split in SPLITS if split in given):
+    if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')
-  return Task(f'{kind}:{path}', classes, splits, path, tuple(notes))
+  in_order = {split: splits[split] for split in SPLITS}
+  return Task(f'{kind}:{path}', classes, in_order, path, tuple(notes))
 
 
 def _subfolders(folder: str) -> list[str]:

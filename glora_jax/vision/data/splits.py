@@ -6,7 +6,7 @@ train, 10% each to val and test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -99,23 +99,27 @@ def lacking(given: Collection[str]) -> list[str]:
   return [split for split in SPLITS if split not in given]
 
 
-def complete(
-  origin: str, classes: Sequence[str], given: Mapping[str, Examples]
-) -> dict[str, Examples]:
-  """'train', 'val' and 'test', of which those not given are parts of 'train'.
+def divide(
+  origin: str, classes: Sequence[str], labels: np.ndarray, given: Collection[str]
+) -> dict[str, np.ndarray]:
+  """The indices of 'train' that are left for it, and those of the splits that are lacking.
 
   Args:
     origin: what sentences call the data set.
     classes: names of the classes.
-    given: 'train', and perhaps others.
+    labels: the class of every example of 'train'.
+    given: names of the splits that there are.
+
+  Returns:
+    Indices by split; none if no split is lacking.
 
   Raises:
     ValueError: a class has too few examples.
   """
-  train, into = given['train'], ('train', *lacking(given))
+  into = ('train', *lacking(given))
   if len(into) == 1:
-    return {split: given[split] for split in SPLITS}
-  counts = np.bincount(train.labels, minlength=len(classes))
+    return {}
+  counts = np.bincount(labels, minlength=len(classes))
   counted = zip(classes, counts, strict=True)
   if rare := [f'{name} ({count})' for name, count in counted if count < len(into)]:
     raise ValueError(
@@ -123,11 +127,9 @@ def complete(
       f'{", ".join(into)}; too few in {listed(rare)}.'
     )
   shares = (1 - SHARE * (len(into) - 1), *[SHARE] * (len(into) - 1))
-  parts = zip(into, split_indices(train.labels, shares, SEED), strict=True)
-  made = {split: Part(train, indices) for split, indices in parts}
-  return {split: made.get(split) or given[split] for split in SPLITS}
+  return dict(zip(into, split_indices(labels, shares, SEED), strict=True))
 
 
 def note_on(made: Sequence[str]) -> str:
-  """A sentence on splits that `complete` made."""
+  """A sentence on splits that `divide` made."""
   return f'{" and ".join(made)} were taken from train, stratified, seed {SEED}: 10% each.'

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from glora_jax.checks import shown
 from glora_jax.files import first_line
 from glora_jax.vision.data.image import decode, from_array
-from glora_jax.vision.data.splits import NAMES, SPLITS, complete, lacking, note_on
-from glora_jax.vision.data.task import Example, Examples, Source, Task
+from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
+from glora_jax.vision.data.task import Example, Examples, Part, Source, Task
 from glora_jax.vision.files import read_array, write_array
 
 log = logging.getLogger(__name__)
@@ -347,7 +347,9 @@ def own_task(name: str, source: Source) -> Task:
       names = ', '.join(builder.info.splits)
       raise ValueError(f"TFDS {name} has the splits {names}; expected a 'train'.")
     given = {split: read(builder, stored_name) for split, stored_name in stored().items()}
-    return complete(f'TFDS {name}', classes, given)
+    train = given['train']
+    made = divide(f'TFDS {name}', classes, train.labels, given)
+    return {**given, **{split: Part(train, indices) for split, indices in made.items()}}
 
   splits = {split: lambda split=split: examples()[split] for split in SPLITS}
   made = lacking(stored())
