@@ -18,13 +18,14 @@ from glora_jax.search.sketch import Pass
 from glora_jax.training.batches import steps_per_call
 from glora_jax.training.loop import initial_state, make_steps
 from glora_jax.training.losses import classification
+from glora_jax.vision.data.pipeline import Images, Split
 from glora_jax.vision.runs.backbone import (
   Model,
   adapt_spaces,
   variables_before_training,
 )
 from glora_jax.vision.runs.context import Context
-from glora_jax.vision.runs.predictions import make_predictor
+from glora_jax.vision.runs.predictions import BATCH, make_predictor
 from glora_jax.vision.runs.settings import (
   GRADIENT,
   MeshSettings,
@@ -75,16 +76,19 @@ def make_run(
     return adapted.join(*_placed(settings, mesh, *adapted.split(shapes)))
 
   counts = {**COUNTS, 'train': max(COUNTS['train'], 8 * batch)}  # enough for a gradient's batches
+  resident = {
+    split: Split(Shape((number, size, size, 3), jnp.uint8), Shape((number,), jnp.int32))
+    for split, number in counts.items()
+  }
   metadata = {'image_size': size, 'normalization': 'inception'}
   no_task: Any = None
   return Context(
     settings,
     '',
-    no_task,
+    Images(no_task, size, resident=meshes.hold(mesh, resident)),
     searched,
     variables(searched),
     metadata,
-    counts=counts,
     beside=Model(other, variables(other)),
     mesh=mesh,
   )
@@ -98,17 +102,11 @@ def _placed(
   return meshes.replicate(mesh, trainable), place(mesh, frozen)
 
 
-def _split(run: Context, split: str) -> Any:
-  """Shapes of a split's images and labels."""
-  number, size = run.counts[split], run.metadata['image_size']
-  images, labels = Shape((number, size, size, 3), jnp.uint8), Shape((number,), jnp.int32)
-  return meshes.hold(run.mesh, (images, labels))
-
-
 def training(run: Context, learner: Adapted) -> Program:
   """Training steps of a learner, as `fit` compiles them."""
   assert run.mesh is not None
-  recipe, number = run.settings.training, run.counts['train']
+  recipe, split = run.settings.training, run.images.split('train')
+  number = len(split.labels)
   halves = jax.eval_shape(learner.split, run.variables)
   trainable, frozen = _placed(run.settings, run.mesh, *halves)
   optimizer = recipe.optimizer(recipe.steps_per_epoch(number))
@@ -118,7 +116,7 @@ def training(run: Context, learner: Adapted) -> Program:
   per_call = steps_per_call(recipe.steps_per_epoch(number), MOST_STEPS)
   indices = Shape((per_call, recipe.batch_size), jnp.int32)
   state, indices = meshes.replicate(run.mesh, (start.opt_state, indices))
-  return steps, (trainable, state, 0, frozen, _split(run, 'train'), indices, KEY, None)
+  return steps, (trainable, state, 0, frozen, split, indices, KEY, None)
 
 
 def scoring(run: Context, chunk: int) -> Program:
@@ -127,7 +125,7 @@ def scoring(run: Context, chunk: int) -> Program:
   score = make_scorer(run.adapted, loss, chunk=chunk, mesh=run.mesh)
   shape = run.settings.search.population, len(run.adapted.spec), 5
   genomes = meshes.replicate(run.mesh, Shape(shape, jnp.int8))
-  return score, (run.variables, genomes, _split(run, 'val'))
+  return score, (run.variables, genomes, run.images.split('val'))
 
 
 def allocation(run: Context) -> Program:
@@ -142,9 +140,11 @@ def allocation(run: Context) -> Program:
 
 
 def evaluation(run: Context) -> Program:
-  """A structure's answers on the test images."""
+  """A structure's answers on test images."""
   predict = make_predictor(run.adapted, run.preprocess, mesh=run.mesh)
-  return predict, (run.variables, _split(run, 'test')[0])
+  size = run.metadata['image_size']
+  images = meshes.split_rows(run.mesh, Shape((BATCH, size, size, 3), jnp.uint8))
+  return predict, (run.variables, images)
 
 
 def program_of(name: str, run: Context, chunk: int) -> Program:

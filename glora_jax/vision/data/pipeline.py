@@ -515,6 +515,19 @@ def _take(arrays: Any, row: np.ndarray) -> Any:
   return jax.tree.map(lambda array: array[row], arrays)
 
 
+def equal_batches(split: Split, size: int, mesh: Mesh | None = None) -> Iterator[Split]:
+  """All images and labels of a split in their order, for one program.
+
+  Args:
+    split: the split.
+    size: number of images in every batch; the last batch goes on with the first images.
+    mesh: see `in_rows`.
+  """
+  number = len(split.labels)
+  rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // size), size))
+  return in_rows(split, rows, mesh)
+
+
 def blocks(mesh: Mesh | None, split: Split, size: int) -> Iterator[Split]:
   """All images and labels of a split in their order: at once if it is resident, else in blocks.
 

@@ -37,7 +37,7 @@ from glora_jax.vision.runs.backbone import (
   variables_before_training,
 )
 from glora_jax.vision.runs.origins import WEIGHTS
-from glora_jax.vision.runs.predictions import Predictions, make_predictor
+from glora_jax.vision.runs.predictions import BATCH, Predictions, make_predictor
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.settings import RunSettings, TrainingSettings
 from glora_jax.vision.runs.workdir import is_tested
@@ -207,12 +207,13 @@ class Context:
 
   def predict(self, model: Model, split: str) -> Predictions:
     """A structure's answers for every image of a split, as NumPy arrays [image]."""
-    variables = self._folded(model)
-    predictor = self._compiled(_predictor, split)
-    parts = [predictor(variables, block.images) for block in self._blocks(split)]
-    return Predictions(
-      *(np.concatenate([np.asarray(x) for x in column]) for column in zip(*parts, strict=True))
-    )
+    variables, predictor = self._folded(model), self._compiled(_predictor, split)
+    images = self.images.split(split)
+    number = len(images.labels)
+    size = -(-min(BATCH, number) // self.devices) * self.devices
+    batches = pipeline.equal_batches(images, size, self.mesh)
+    parts = [predictor(variables, batch.images) for batch in batches]
+    return Predictions(*(np.concatenate(column)[:number] for column in zip(*parts, strict=True)))
 
   def _compiled(self, make: Callable, split: str) -> Callable:
     """The scorer or predictor of a split; splits without a mask share theirs."""

@@ -11,7 +11,7 @@ import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
-from glora_jax.vision.data.pipeline import Split, blocks
+from glora_jax.vision.data.pipeline import Split, blocks, equal_batches
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.predictions import make_predictor
 from glora_jax.vision.runs.stages.training import HeadOnFeatures
@@ -61,9 +61,10 @@ fsdp = meshes.make_mesh(jax.devices(), fsdp=4)
 sharded = glora_jax.shard(adapted, variables, fsdp, min_bytes=1024)
 for mesh, (model_on_mesh, laid) in {MESH: (adapted, variables), fsdp: sharded}.items():
   predict = make_predictor(model_on_mesh, preprocess, mesh=mesh)
-  parts = [predict(laid, rows) for rows, _ in blocks(mesh, Split(Stream(), labels), 40)]
+  batches = equal_batches(Split(Stream(), labels), 16, mesh)
+  parts = [predict(laid, rows) for rows, _ in batches]
   assert all(part.classes.sharding.is_fully_replicated for part in parts)
-  classes, probabilities = map(np.concatenate, zip(*parts, strict=True))
+  classes, probabilities = (np.concatenate(x)[:43] for x in zip(*parts, strict=True))
   assert_array_equal(classes, expected.classes)
   assert_allclose(probabilities, expected.probabilities, rtol=1e-4)
   learner = HeadOnFeatures.of(model_on_mesh)

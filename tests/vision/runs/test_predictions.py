@@ -1,4 +1,4 @@
-"""Predictions of images: the most probable class that counts, in blocks, on several devices."""
+"""Predictions of images: the most probable class that counts, on several devices."""
 
 import flax.linen as nn
 import jax
@@ -27,16 +27,13 @@ def problem():
   return adapted, adapted.init(jax.random.key(2), params)
 
 
-@pytest.mark.parametrize('block, classes', [(8, None), (256, np.array([True, False, True, True]))])
-def test_predictions_are_the_most_probable_of_the_classes_that_count(
-  block, classes, problem, monkeypatch
-):
+@pytest.mark.parametrize('classes', [None, np.array([True, False, True, True])])
+def test_predictions_are_the_most_probable_of_the_classes_that_count(classes, problem):
   adapted, variables = problem
   logits = np.array(nn.Dense(4).apply({'params': variables['params']}, 2 * IMAGES))
   if classes is not None:
     assert (logits.argmax(-1) == 1).any()  # a class that does not count
     logits[:, ~classes] = -np.inf
-  monkeypatch.setattr(predictions, 'BLOCK', block)
   found = predictions.make_predictor(adapted, doubled, classes=classes)(variables, IMAGES)
   assert_array_equal(found.classes, logits.argmax(-1))
   assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)

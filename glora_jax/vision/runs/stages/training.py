@@ -87,9 +87,7 @@ class HeadOnFeatures(WithoutAdapter):
       compiler_options=meshes.options_of_one_pass(),
     )
     program, number = reported('features', program), len(labels)
-    # The last batch goes on with the first images: all have one shape.
-    rows = np.resize(np.arange(number, dtype=np.int32), (-(-number // batch_size), batch_size))
-    batches = pipeline.in_rows(pipeline.Split(images, labels), rows, mesh)
+    batches = pipeline.equal_batches(pipeline.Split(images, labels), batch_size, mesh)
     return np.concatenate([program(variables, batch) for batch, _ in batches])[:number]
 
 
