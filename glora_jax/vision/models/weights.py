@@ -175,7 +175,7 @@ def _load_foreign(
   size, class_pos = find_grid(path, model, reading.tokens, told)
   expected = expected_params(model, size)
   format = dataclasses.replace(reading.format, class_pos=class_pos)
-  params, kept = format.read_params(path, arrays, model, expected)
+  params, source = format.read_params(path, arrays, model, expected)
   normalization = hints.get('normalization') or normalization
   metadata: Metadata = {
     'image_size': shortest(*size),
@@ -200,7 +200,7 @@ def _load_foreign(
       model.num_classes,
     )
   metadata |= {name: hints[name] for name in ('resize', 'crop') if name in hints}
-  metadata['source'] = dataclasses.replace(format, kept=kept)
+  metadata['source'] = source
   return Checkpoint(model, params, metadata)
 
 
@@ -444,7 +444,6 @@ def save(
     check_metadata_of(metadata, model.num_classes)
   require_tensors(target, flat, expected_params(model, metadata['image_size']))
   other, tensors, beside = _foreign(format), flat, {}
-  own = {'model': describe(model), **metadata}
   if other is not None:
     model, tensors = other.to_tensors(model, flat)
     beside = other.side_files(model, metadata)
@@ -460,7 +459,7 @@ def save(
     os.makedirs(folder, exist_ok=True)
     require_no_other(folder)
   if other is None:
-    files.write_tensors(target, tensors, KIND, own)
+    files.write_tensors(target, tensors, KIND, {'model': describe(model), **metadata})
   else:
     write_safetensors(target, tensors, {'format': 'pt'})
   for name, content in beside.items():

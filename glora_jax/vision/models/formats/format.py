@@ -179,7 +179,7 @@ class Format(abc.ABC):
     arrays: Arrays,
     model: ViT,
     expected: Mapping[str, jax.ShapeDtypeStruct],
-  ) -> tuple[dict[str, Any], Arrays]:
+  ) -> tuple[dict[str, Any], Self]:
     """Makes all parameters of a model; the arrays leave `arrays` one by one, to spare memory.
 
     Args:
@@ -189,7 +189,7 @@ class Format(abc.ABC):
       expected: shapes of the model's parameters, by path.
 
     Returns:
-      (nested parameters, the arrays that the format knows and the model has no use for).
+      (nested parameters, the format with the arrays that it knows and the model has no use for).
 
     Raises:
       ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them
@@ -205,7 +205,7 @@ class Format(abc.ABC):
       name: _to_ours(rules[name], arrays, spec.shape, model.depth)
       for name, spec in expected.items()
     }
-    return flax.traverse_util.unflatten_dict(params, sep='/'), kept
+    return flax.traverse_util.unflatten_dict(params, sep='/'), dataclasses.replace(self, kept=kept)
 
 
 class TorchFormat(Format):
