@@ -48,7 +48,7 @@ def quantized(**rule):
   model = qwix.quantize_model(Model(), qwix.PtqProvider(rules))
   params = Model().init(jax.random.key(1), X)['params']
   shapes = jax.eval_shape(model.init, jax.random.key(1), X)['params']
-  return model, qwix.quantize_params(params, shapes)
+  return model, jax.jit(lambda params: qwix.quantize_params(params, shapes))(params)
 
 
 @pytest.fixture(scope='module', params=[('int8', None), ('nf4', 4)])
@@ -98,8 +98,8 @@ def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_is_checked_and_
   theirs, params, adapted, variables = ready
   assert is_quantized(variables['params']['attention']['query']['kernel'])
   genome = glora_jax.preset(adapted.spec, 'full')
-  ours = adapted.apply(variables, X, genome=genome)
-  assert_allclose(ours, theirs.apply({'params': params}, X), atol=1e-5)
+  ours = jax.jit(adapted.apply)(variables, X, genome=genome)
+  assert_allclose(ours, jax.jit(theirs.apply)({'params': params}, X), atol=1e-5)
   assert glora_jax.check(adapted, variables, X).ok
   found = glora_jax.allocate(
     adapted,
@@ -111,7 +111,8 @@ def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_is_checked_and_
     progress=False,
   )
   assert 0 < found.count_params() <= 40
-  assert_allclose(adapted.fix(found.genome).apply(found.variables, X), ours, atol=1e-5)
+  chosen = jax.jit(adapted.fix(found.genome).apply)(found.variables, X)
+  assert_allclose(chosen, ours, atol=1e-5)
 
 
 def test_fold_is_full_precision_and_requantized_as_it_was(ready, caplog):
@@ -217,7 +218,8 @@ def assert_leaves_close(ours, theirs):
 )
 def test_a_quantized_base_is_trained_on_as_the_same_in_full(way, qtype, structure):
   adapted, params = WAYS[way](structure)
-  variables = adapted.init(KEY, pack(params, qtype))
+  packed = jax.jit(pack, static_argnums=1)(params, qtype)
+  variables = adapted.init(KEY, packed)
   variables['glora'] = randomized(variables['glora'])
   plain = {**variables, 'params': adapted.full_precision(variables['params'])}
 
@@ -229,8 +231,8 @@ def test_a_quantized_base_is_trained_on_as_the_same_in_full(way, qtype, structur
   trainable, frozen = adapted.split(variables)
   ours = gradient(trainable, frozen)
   assert_leaves_close(ours, gradient(*adapted.split(plain)))
-  folded = {'params': adapted.fold(variables)}
-  assert_allclose(adapted.model.apply(folded, X), ours[1], rtol=1e-4, atol=1e-5)
+  folded = {'params': jax.jit(adapted.fold)(variables)}
+  assert_allclose(jax.jit(adapted.model.apply)(folded, X), ours[1], rtol=1e-4, atol=1e-5)
   # One layer of a stack is taken out at a time, and nothing is kept of it for the way back.
   assert 'f32[3,8,8]' not in str(jax.make_jaxpr(gradient)(trainable, frozen))
   if structure != 'full':

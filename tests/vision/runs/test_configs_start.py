@@ -9,11 +9,10 @@ from places import CONFIGS, get_config
 from glora_jax.vision.runs import experiment, suite
 from glora_jax.vision.runs.workdir import Stopped
 
-# The config of domain generalization compiles what that of few shots does.
+# Their augmentations compile for 20 seconds; `tests/vision/data/test_augment.py` has the parts.
+AUGMENTED = ('fewshot', 'generalization')
 NAMES = [
-  pytest.param(
-    path.stem, marks=pytest.mark.full if path.stem == 'generalization' else pytest.mark.slow
-  )
+  pytest.param(path.stem, marks=pytest.mark.full if path.stem in AUGMENTED else pytest.mark.slow)
   for path in sorted(CONFIGS.glob('*.py'))
 ]
 

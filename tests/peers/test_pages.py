@@ -1,0 +1,31 @@
+"""The code of the documentation's pages runs; `.ci/full` builds the pages with what it prints."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from places import ROOT, environment
+
+pytest.importorskip('qwix', reason='needs the peers extra')
+pytest.importorskip('equinox', reason='needs the peers extra')
+if find_spec('keras') is None:
+  pytest.skip('needs the peers extra', allow_module_level=True)
+
+CELLS = re.compile(r'^```\{code-cell\}\n(.*?)^```', re.DOTALL | re.MULTILINE)
+CODE = {
+  str(path.relative_to(ROOT)): '\n'.join(CELLS.findall(path.read_text()))
+  for path in sorted((ROOT / 'docs').rglob('*.md'))
+}
+
+
+@pytest.mark.parametrize('page', [page for page, code in CODE.items() if code])
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  if 'XLA_FLAGS' not in CODE[page]:
+    exec(CODE[page], {})
+    return
+  words = [sys.executable, '-c', CODE[page]]  # it begins with the number of devices
+  ran = subprocess.run(words, env=environment(8), capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr[-3000:]
