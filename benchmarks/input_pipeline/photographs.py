@@ -61,9 +61,7 @@ def measure_over_pillow(files: Files, repeats: int) -> tuple[float, float, float
   with concurrent.futures.ProcessPoolExecutor(cores) as pool:
     ways = {
       'pillow': lambda: list(pool.map(read_with_pillow, parts)),
-      'ours': lambda: collections.deque(
-        blocks(None, Split(stream, stream.labels), BATCH), maxlen=0
-      ),
+      'ours': lambda: collections.deque(blocks(Split(stream, stream.labels), BATCH), maxlen=0),
     }
     times = in_turn(ways, repeats)
   ours, pillow = (len(files.paths) / times.median(name) for name in ('ours', 'pillow'))

@@ -217,7 +217,7 @@ def files_below(folder: str) -> list[str]:
     OSError: a folder cannot be listed.
   """
   files, links = [], []
-  for parent, folders, names in os.walk(folder, onerror=_refuse):
+  for parent, folders, names in os.walk(folder, onerror=raise_listing_error):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     links += filter(os.path.islink, (os.path.join(parent, name) for name in folders))
     files += [os.path.join(parent, name) for name in sorted(names) if not name.startswith('.')]
@@ -226,7 +226,8 @@ def files_below(folder: str) -> list[str]:
   return files
 
 
-def _refuse(error: OSError) -> NoReturn:
+def raise_listing_error(error: OSError) -> NoReturn:
+  """Raises OSError for a folder that `os.walk` cannot list."""
   raise OSError(f'The folder {error.filename} cannot be listed ({error.strerror}).') from error
 
 

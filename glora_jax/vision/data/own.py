@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from glora_jax.checks import listed, printable
-from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image
+from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image, raise_listing_error
 from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
 from glora_jax.vision.data.task import Files, Part, Task, require_measurable, require_printable
@@ -120,13 +120,8 @@ def _subfolders(folder: str) -> list[str]:
   Raises:
     OSError: the folder cannot be listed.
   """
-  try:
-    names = os.listdir(folder)
-  except OSError as error:
-    raise OSError(f'The folder {folder} cannot be listed ({error.strerror}).') from error
-  return sorted(
-    name for name in names if not name.startswith('.') and os.path.isdir(os.path.join(folder, name))
-  )
+  _, names, _ = next(os.walk(folder, onerror=raise_listing_error))
+  return sorted(name for name in names if not name.startswith('.'))
 
 
 def _split_folders(folder: str) -> dict[str, str]:
@@ -196,8 +191,8 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
       f'{folder}: no images in the class folders {listed(empty)}; '
       f'an image is a file ending in {", ".join(EXTENSIONS)}. Fill or remove them.'
     )
-  names = (name for name in os.listdir(folder) if is_image(name) and not name.startswith('.'))
-  if loose := [name for name in names if os.path.isfile(os.path.join(folder, name))]:
+  _, _, names = next(os.walk(folder))
+  if loose := [name for name in names if is_image(name) and not name.startswith('.')]:
     log.warning(
       '%d images in %s are ignored because they are in no class folder (%s for instance).',
       *(len(loose), printable(folder), printable(min(loose))),

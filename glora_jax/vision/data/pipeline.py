@@ -14,7 +14,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,8 +32,6 @@ from glora_jax.vision.data.task import Example, Examples, Part, Task, require_me
 from glora_jax.vision.files import read_array, write_array
 
 log = logging.getLogger(__name__)
-
-T = TypeVar('T')
 
 _FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
 _MOST_TOGETHER = 32  # images that a thread decodes at a time
@@ -400,7 +398,7 @@ def _make_folder(cache: str) -> None:
     )
 
 
-def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T]:
+def in_parallel(function: Callable[[int], Any], number: int, title: str) -> list[Any]:
   """The results of a function for 0 to number - 1, in their order.
 
   Args:
@@ -415,8 +413,8 @@ def in_parallel(function: Callable[[int], T], number: int, title: str) -> list[T
 
 
 def _in_order(
-  function: Callable[[int], T], number: int, together: int, ahead: int = 0, workers: int = 0
-) -> Iterator[T]:
+  function: Callable[[int], Any], number: int, together: int, ahead: int = 0, workers: int = 0
+) -> Iterator[Any]:
   """The results of a function for 0 to number - 1, in their order, computed by grain.
 
   Args:
@@ -528,16 +526,16 @@ def equal_batches(split: Split, size: int, mesh: Mesh | None = None) -> Iterator
   return in_rows(split, rows, mesh)
 
 
-def blocks(mesh: Mesh | None, split: Split, size: int) -> Iterator[Split]:
+def blocks(split: Split, size: int, mesh: Mesh | None = None) -> Iterator[Split]:
   """All images and labels of a split in their order: at once if it is resident, else in blocks.
 
   On a mesh every process decodes its part of a block, but all of the last block, which may not
   come out even.
 
   Args:
-    mesh: devices that the blocks are split over, or None.
     split: the split.
     size: number of images in a block, about.
+    mesh: devices that the blocks are split over; None for one device.
   """
   stream = split.images
   if not isinstance(stream, batches.Stream):

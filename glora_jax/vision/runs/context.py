@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -182,14 +182,11 @@ class Context:
     scorer = self._compiled(_scorer, split)
     correct: Any = 0
     loss: Any = 0.0
-    for block in self._blocks(split):
+    for block in pipeline.blocks(self.images.split(split), STREAMED_BLOCK, self.mesh):
       block_correct, block_loss = scorer(variables, genomes, block)
       correct = correct + np.asarray(block_correct)
       loss = loss + np.asarray(block_loss, np.float64)
     return correct, loss
-
-  def _blocks(self, split: str) -> Iterator[pipeline.Split]:
-    return pipeline.blocks(self.mesh, self.images.split(split), STREAMED_BLOCK)
 
   def _folded(self, model: Model) -> dict[str, Any]:
     """The variables of the folded structure, so that one program is for all of them."""

@@ -29,7 +29,7 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
   for rows, batch in zip(indices, stream.batches(indices), strict=True):
     assert_array_equal(batch.images, whole.images[rows])
     assert_array_equal(batch.labels, whole.labels[rows])
-  blocks = list(pipeline.blocks(None, pipeline.Split(stream, stream.labels), 32))
+  blocks = list(pipeline.blocks(pipeline.Split(stream, stream.labels), 32))
   assert [len(labels) for _, labels in blocks] == [32, 32, 6]
   assert_array_equal(np.concatenate([images for images, _ in blocks]), whole.images)
 
@@ -42,7 +42,7 @@ def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
   assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # as from a worker
   stream = pipeline.Stream(some, 8)
   split = pipeline.Split(stream, stream.labels)
-  assert_refused('/broken.png', list, pipeline.blocks(None, split, 4), kind=OSError)
+  assert_refused('/broken.png', list, pipeline.blocks(split, 4), kind=OSError)
   kept = pipeline.load(some, 8, skip_broken=True)
   assert kept.images.shape == (7, 8, 8, 3)
   assert len(kept.labels) == 7

@@ -32,7 +32,7 @@ class Stream:
       yield images[index], labels[index]
 
 
-read = list(blocks(MESH, Split(Stream(), labels), 10))
+read = list(blocks(Split(Stream(), labels), 10, MESH))
 assert [len(block_labels) for _, block_labels in read] == [16, 16, 11]
 assert_array_equal(np.concatenate([rows for rows, _ in read]), images)
 

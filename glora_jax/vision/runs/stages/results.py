@@ -390,7 +390,7 @@ def _save_models(context: Context, candidate: Model) -> float:
       source = context.metadata.get('source')
       weights.save(context.path('folded'), adapted.model, folded, metadata, source)
   plain, params, _ = weights.load(context.path('folded'))
-  block = next(pipeline.blocks(None, context.images.split('train'), COMPARED_IMAGES))
+  block = next(pipeline.blocks(context.images.split('train'), COMPARED_IMAGES))
   inputs = context.preprocess(block.images[:COMPARED_IMAGES])
   loose, genome = adapted.fix(None), candidate.genome
   adapted_logits = jax.jit(lambda v, x: loose.apply(v, x, genome=genome))(
