@@ -14,7 +14,6 @@ from glora_jax.files import open_regular
 from glora_jax.vision.data.image import is_image
 from glora_jax.vision.data.task import Files
 
-_NAMED_AT_MOST = 3  # missing files that a sentence names
 _MOST_BYTES = 2**30  # of a label file
 WHOLE_NUMBER = re.compile('[0-9]{1,18}')
 
@@ -119,10 +118,8 @@ def image_paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: s
         f'{first.line}{written_otherwise}.'
       )
   if missing := [path for path in paths if not os.path.isfile(path)]:
-    instance = ' for instance' if len(missing) > _NAMED_AT_MOST else ''
     raise FileNotFoundError(
-      f'{len(missing)} of {len(paths)} images in {source} do not exist, '
-      f'{listed(missing[:_NAMED_AT_MOST])}{instance}.'
+      f'{len(missing)} of {len(paths)} images in {source} do not exist: {listed(missing)}.'
     )
   return paths
 
