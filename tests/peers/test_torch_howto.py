@@ -109,20 +109,6 @@ def lines_of(page):
   return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
 
 
-def written_by_torch(names, params, stop):
-  """The prompts and what the module with other parameters writes by transformers' own code."""
-  glora_jax.torch.load(names['module'], params)
-  texts = names['module'].generate(
-    torch.tensor(names['tokens']),
-    attention_mask=torch.tensor(names['mask']),
-    max_new_tokens=8,
-    do_sample=False,
-    eos_token_id=stop,
-    pad_token_id=stop,
-  )
-  return np.pad(texts, ((0, 0), (0, 13 - texts.shape[1])), constant_values=stop)
-
-
 def applied(names, *inputs, **kwargs):
   return names['adapted'].apply(names['state'].variables, *inputs, **kwargs)
 

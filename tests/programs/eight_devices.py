@@ -111,10 +111,9 @@ on_one_device = fit()
 on_mesh = fit(mesh=MESH)
 assert_replicated(on_mesh[0][:2])
 assert_trained_alike(on_mesh, on_one_device)
-in_parts = dataclasses.replace(RECIPE, accumulate=2)
-assert_trained_alike(fit(mesh=MESH, recipe=in_parts), fit(recipe=in_parts))
 listed = [(images[start : start + 16], labels[start : start + 16]) for start in (0, 16)]
-assert_trained_alike(fit(data=listed, mesh=MESH), fit(data=listed))
+in_parts = {'data': listed, 'recipe': dataclasses.replace(RECIPE, accumulate=2)}
+assert_trained_alike(fit(mesh=MESH, **in_parts), fit(**in_parts))
 
 # What is drawn for images depends on the number of devices, each of which draws for its own; the
 # same devices draw it again. With sharded weights the batch is one, and so is what is drawn.
