@@ -20,7 +20,17 @@ CODE = {
 }
 
 
-@pytest.mark.parametrize('page', [page for page, code in CODE.items() if code])
+RUN = 'docs/howto/from_python.md'  # a whole run, whose calls `tests/vision/runs` has
+
+
+@pytest.mark.parametrize(
+  'page',
+  [
+    pytest.param(page, marks=[pytest.mark.full] * (page == RUN))
+    for page, code in CODE.items()
+    if code
+  ],
+)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   if 'XLA_FLAGS' not in CODE[page]:

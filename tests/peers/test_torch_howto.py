@@ -51,6 +51,7 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   assert_close(names['module'](names['images']), applied(names, names['images']))
 
 
+@pytest.mark.full  # caches, calls and pools have tests of their own
 def test_the_lines_on_generation_run_and_write_the_tokens_of_transformers(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   of_llama, of_loop, of_nnx, of_pool = lines_of('generate.md')

