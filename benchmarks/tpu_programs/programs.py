@@ -25,7 +25,7 @@ from glora_jax.vision.runs.backbone import (
   variables_before_training,
 )
 from glora_jax.vision.runs.context import Context
-from glora_jax.vision.runs.predictions import BATCH, make_predictor
+from glora_jax.vision.runs.evaluation import BATCH, make_predictor
 from glora_jax.vision.runs.settings import (
   GRADIENT,
   MeshSettings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 import os
 from typing import Any, NamedTuple
 
@@ -33,6 +34,15 @@ from glora_jax.vision.runs.settings import (
   TRANSFER,
   ModelSettings,
   RunSettings,
+)
+
+log = logging.getLogger(__name__)
+
+_SIDE_OF_PHOTOGRAPHS = 100  # pixels, of the smallest
+_NOTE = (
+  'The small backbone of the package has only seen gray images of 28 x 28 pixels; for color images '
+  'of this size it suits trials only. For results add weights=dinov2-S/14 to the arguments of the '
+  'config, as in own:FOLDER,weights=dinov2-S/14.'
 )
 
 
@@ -207,3 +217,49 @@ def variables_before_training(
   trainable, frozen = adapted.split(adapted.init(key, params))
   place = sharding.shard_arrays if settings.mesh.base == 'sharded' else meshes.replicate
   return adapted.join(meshes.replicate(mesh, trainable), place(mesh, frozen))
+
+
+def check_ranks(adapted: Adapted) -> None:
+  """Raises ValueError if a LoRA rank on offer is too large for every layer."""
+  sides = [min(layer.in_features, layer.out_features) for layer in adapted.spec]
+  ranks = {rank for layer in adapted.spec for rank in layer.space.ranks}
+  if beyond := [rank for rank in sorted(ranks) if rank > max(sides)]:
+    raise ValueError(
+      f'space.ranks has {beyond[0]}, but no layer of the model can have a rank above {max(sides)}; '
+      'lower it.'
+    )
+
+
+def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:
+  """One line on what is adapted, trained in full and frozen, in which precision and on what."""
+  trainable, frozen = adapted.split(variables)
+  axes = [f'{name} {size}' for name, size in mesh.shape.items()] if mesh else ()
+  computed = getattr(adapted.model, 'dtype', None)
+  precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
+  return (
+    f'{len(adapted.spec)} layers of {type(adapted.model).__name__} are adapted; '
+    f'{count(trainable["params"]):,} parameters in heads, {count(frozen):,} frozen '
+    f'({_dtypes(frozen)}); computed in {precision} on {jax.device_count()} x '
+    f'{jax.devices()[0].device_kind}{", mesh " * bool(axes)}{", ".join(axes)}'
+  )
+
+
+def count(tree: Any) -> int:
+  """Number of parameters in a tree, or in its shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _dtypes(tree: Any) -> str:
+  return ', '.join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}))
+
+
+def note_photographs(settings: RunSettings, task: Task) -> Task:
+  """The task with a note, which is logged, if the package's backbone is to see photographs."""
+  if settings.model.weights != weights.EMBEDDED:
+    return task
+  picture = task.open('train')[0].image()
+  pixels = np.asarray(picture)
+  if min(picture.size) < _SIDE_OF_PHOTOGRAPHS or (pixels == pixels[..., :1]).all():
+    return task
+  log.warning(_NOTE)
+  return dataclasses.replace(task, notes=(*task.notes, _NOTE))

@@ -26,7 +26,7 @@ from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.job import begin, read_finished, with_provenance
 from glora_jax.vision.runs.settings import RunSettings
-from glora_jax.vision.runs.stage import Stage, prerequisites, read_by, walk
+from glora_jax.vision.runs.stage import Stage, fields_of, prerequisites, walk
 from glora_jax.vision.runs.stages.results import (
   freeze_and_test,
   list_structures,
@@ -78,7 +78,7 @@ def run(
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with user_errors():
     workdir = check_path(workdir)
-    if is_finished(workdir) and not changes_of(settings, workdir, read_by(stages)):
+    if is_finished(workdir) and not changes_of(settings, workdir, fields_of(stages)):
       return read_finished(settings, workdir)
   with begin(settings, stages, workdir, stop, shared, listed) as context:
     result = walk(context, stages)
@@ -110,6 +110,7 @@ def train(
   """
   settings = check_config(config)
   stages = stages_of(settings)
+  processes.initialize(**dataclasses.asdict(settings.distributed))
   with begin(settings, stages, workdir, stop, shared) as context:
     return walk(context, stages, until='list').content()
 

@@ -1,9 +1,12 @@
-"""How a run begins: its workdir is claimed, everything is checked; a finished run is only read."""
+"""How a run begins, or is read if it is finished; `experiment.run` decides which.
+
+A run that begins claims its workdir, and everything that can be wrong is checked before any of its
+stages starts.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import pathlib
@@ -16,13 +19,13 @@ from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.pipeline import differences
 from glora_jax.vision.data.record import RECORD
-from glora_jax.vision.runs import origins, processes
+from glora_jax.vision.runs import origins
 from glora_jax.vision.runs.context import Context, make_context, never
 from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import (
   Stage,
-  read_by,
+  fields_of,
   read_mark,
   stages_to_repeat,
 )
@@ -49,24 +52,72 @@ def begin(
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
 ) -> Iterator[Context]:
-  """The context of a run, whose workdir is held in the block; see `experiment.run`."""
-  processes.initialize(**dataclasses.asdict(settings.distributed))
+  """The context of a run, whose workdir is held in the block.
+
+  Args:
+    settings: the config.
+    stages: all stages of the run.
+    workdir: folder for all output.
+    stop: asked wherever everything is saved; if it returns True, the run ends.
+    shared: folder of the stages that runs of a suite have in common; None if the workdir has them.
+    listed: the list of what is tested, which a suite has frozen; None if the run makes its own.
+  """
   with contextlib.ExitStack() as stack:
     with user_errors():
       workdir = check_path(workdir)
       require_apart(settings.task, workdir)
       stack.enter_context(claim_workdir(workdir, stages))
-      if listed is not None:
-        freeze_test_list(workdir, listed)  # before the stages are looked at
-      context = prepare(settings, stages, workdir, stop, shared)
+      context = prepare(settings, stages, workdir, stop, shared, listed)
       origins.note_process(workdir)
     yield context
 
 
 def claim_workdir(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
-  """Holds the workdir of a job for this process alone; see `workdir.claim`."""
+  """Holds the workdir of a run for this process alone; see `workdir.claim`.
+
+  A stage `training/lora` writes into `training/`, too.
+  """
   stages = [stage for stage in stages if stage.has_folder]
   return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
+
+
+def prepare(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  workdir: str,
+  stop: Callable[[], bool] = never,
+  shared: str | None = None,
+  listed: Mapping[str, Any] | None = None,
+) -> Context:
+  """The context of a run after checking all stages, before any of them starts; see `begin`.
+
+  Logs which stages run again, and why. The config is written first: it says what the records of
+  images and weights beside it are of, even if the start fails. The result of other fields, which
+  was not tested, is removed.
+
+  Raises:
+    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
+  """
+  changes = changes_of(settings, workdir, fields_of(stages))
+  if listed is not None:
+    freeze_test_list(workdir, listed)  # from now on its version is that of the stages' keys
+  if meshes.primary():
+    if changes:
+      pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
+    if any(is_among(change.name, ('task', 'data.')) for change in changes):
+      # Files of other folders may have the names, sizes and times of the recorded ones.
+      pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
+    write_config(settings, workdir)
+  context = make_context(settings, stages, workdir, stop, shared)
+  for change in changes:
+    log.info('%s.', change)
+  if again := stages_to_repeat(context, stages):
+    log.warning(
+      'These stages began with other fields, images, weights or devices, or with another version '
+      'of glora_jax, and run again: %s.',
+      ', '.join(again),
+    )
+  return context
 
 
 def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
@@ -80,6 +131,17 @@ def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
     if value and not names_in(os.path.join(workdir, name)):
       log.warning('watch.%s=%r has no effect: this run is finished.', name, value)
   return with_provenance(result, workdir)
+
+
+def _require_own(result: dict[str, Any], workdir: str) -> None:
+  """Checks that stages and result of a finished workdir are of one run; stages may be missing."""
+  for name, key in result['stages'].items():
+    folder = os.path.join(workdir, name)
+    if (mark := read_mark(folder)) is not None and mark['key'] != key:
+      raise ValueError(
+        f'{workdir}/result.json does not belong to {folder}: one of the two is from another run. '
+        'Restore the right one, or choose another --workdir.'
+      )
 
 
 def _compare_images(settings: RunSettings, workdir: str) -> None:
@@ -100,52 +162,6 @@ def _compare_images(settings: RunSettings, workdir: str) -> None:
     if read_task(workdir) != canonical(settings.task):
       raise ValueError(sentence)
     log.warning(sentence)
-
-
-def prepare(
-  settings: RunSettings,
-  stages: Sequence[Stage],
-  workdir: str,
-  stop: Callable[[], bool] = never,
-  shared: str | None = None,
-) -> Context:
-  """The context of a job after checking all stages, before any of them starts.
-
-  Logs which stages run again, and why. The config is written first: it says what the records of
-  images and weights beside it are of, even if the start fails. The result of other fields, which
-  was not tested, is removed.
-
-  Raises:
-    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
-  """
-  changes = changes_of(settings, workdir, read_by(stages))
-  if meshes.primary():
-    if changes:
-      pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
-    if any(is_among(change.name, ('task', 'data.')) for change in changes):
-      pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
-    write_config(settings, workdir)
-  context = make_context(settings, stages, workdir, stop, shared)
-  for change in changes:
-    log.info('%s.', change)
-  if again := stages_to_repeat(context, stages):
-    log.warning(
-      'These stages began with other fields, images, weights or devices, or with another version '
-      'of glora_jax, and run again: %s.',
-      ', '.join(again),
-    )
-  return context
-
-
-def _require_own(result: dict[str, Any], workdir: str) -> None:
-  """Checks that stages and result of a finished workdir are of one run; stages may be missing."""
-  for name, key in result['stages'].items():
-    folder = os.path.join(workdir, name)
-    if (mark := read_mark(folder)) is not None and mark['key'] != key:
-      raise ValueError(
-        f'{workdir}/result.json does not belong to {folder}: one of the two is from another run. '
-        'Restore the right one, or choose another --workdir.'
-      )
 
 
 def with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:

@@ -6,15 +6,16 @@ titles, seconds, profiles and folders of a job.
 
 The key of a stage is a digest of the fields that it reads, the keys of the stages before it, the
 images, the weights and the version of this package, and the number of shards if something is drawn
-for each. `stage.json` in its folder has the key that the folder was made with. A folder of another
-key is moved to `replaced/NAME/KEY`, and comes back if the key does; nothing is removed. What is
-complete is kept, whatever the number of shards.
+for each. `stage.json` in its folder has the key that the folder was made with.
 
-Once the test images may have been read, another key is an error, and the version is that of
-`test_list.json`: a later one only reads what is complete.
+    WORKDIR/NAME/                         the folder of a stage
+    WORKDIR/replaced/NAME/DIGEST-SHARDS/  folders of other keys; each comes back if its key does
+    SHARED/NAME/DIGEST-SHARDS/            those of a stage that runs of a suite have in common: the
+                                          first run makes it, under a lock, and the others read it
 
-Several runs may share the folder of a stage, which is then found by its key: the first run makes
-it, under a lock, and the others read it.
+What is complete is kept, whatever the number of shards. Once the test images may have been read,
+another key is an error, and the version in keys is that of `test_list.json`, so that a later one
+reads what is there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import filelock
@@ -46,7 +47,7 @@ from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   MARK,
   Stopped,
-  is_tested,
+  has_test_list,
   names_in,
   read_test_list,
   remove_partial_files,
@@ -61,8 +62,6 @@ _POLL = 0.5  # seconds between two looks at a lock
 _LENGTH = 16  # characters of a digest in the name of a folder
 # Errors of a training whose learning rate does not suit it.
 DIVERGED = (NonFiniteLossError, NonFiniteError, NoGradientError)
-# What every training reads.
-TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +142,13 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     if context.stop():
       raise Stopped(f'before the stage {stage.name}', context.workdir)
     log.info('%s: stage %d of %d', stage.name, number, len(wanted))
-    profiling = profile(
-      context.path('profile'), stage.title == context.settings.watch.profile and stage.has_folder
-    )
-    diverged = user_errors(*DIVERGED)
-    recording = _record(context, stage, keys[stage.name])
-    with _hold(context, stage), diverged, profiling as dispatched, recording as mark:
+    is_profiled = stage.title == context.settings.watch.profile and stage.has_folder
+    with (
+      _hold(context, stage),
+      user_errors(*DIVERGED),
+      profile(context.path('profile'), is_profiled) as dispatched,
+      _record(context, stage, keys[stage.name]) as mark,
+    ):
       given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
       inputs = [results[name] for name in stage.after]
       if stage.load is None or not mark['complete']:
@@ -170,7 +170,7 @@ def prerequisites(stages: Sequence[Stage], until: str) -> list[Stage]:
   return [stage for stage in stages if stage.name in names]
 
 
-def read_by(stages: Iterable[Stage]) -> tuple[str, ...]:
+def fields_of(stages: Iterable[Stage]) -> tuple[str, ...]:
   """The fields and sections that some stages read."""
   return COMMON + tuple(dict.fromkeys(name for stage in stages for name in stage.reads))
 
@@ -188,11 +188,22 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'version': frozen['version'] if frozen else glora_jax.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    own = f'{digest} {context.shards if stage.splits else 1}'
-    marks = map(read_mark, _folders(context, stage, digest))
-    made = [x['key'] for x in marks if x and x['complete'] and x['key'].startswith(f'{digest} ')]
-    keys[stage.name] = (made or [own])[0]
+    shards = context.shards if stage.splits else 1
+    keys[stage.name] = _key_of_complete(context, stage, digest) or f'{digest} {shards}'
   return keys
+
+
+def _key_of_complete(context: Context, stage: Stage, digest: str) -> str | None:
+  """The key of a complete folder with a digest, for any number of shards; None if there is none."""
+  parent = _parent(context, stage)
+  names = sorted(name for name in names_in(parent) if name.startswith(digest[:_LENGTH]))
+  folders = [os.path.join(parent, name) for name in names]
+  if not is_shared(context, stage):
+    folders.insert(0, context.path(stage.name))
+  for mark in map(read_mark, folders):
+    if mark is not None and mark['complete'] and mark['key'].startswith(f'{digest} '):
+      return mark['key']
+  return None
 
 
 def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
@@ -202,9 +213,10 @@ def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
     ValueError: the test images were read since. Fields that differ have been named before.
   """
   keys = keys_of(context, stages)
+  # Shared folders have one key each: another run's is no reason to repeat anything.
   marks = {x.name: read_mark(context.path(x.name)) for x in stages if not is_shared(context, x)}
   names = [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
-  if names and is_tested(context.workdir):
+  if names and has_test_list(context.workdir):
     raise ValueError(
       f'{context.path(names[0])} was made with other fields, images, weights or devices, and the '
       'test images were read since; start with the same as before, or choose another --workdir.'
@@ -215,15 +227,6 @@ def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
 def is_shared(context: Context, stage: Stage) -> bool:
   """Whether the folder of a stage is not in the workdir, but in one that several runs share."""
   return stage.shared and context.shared is not None
-
-
-def _folders(context: Context, stage: Stage, digest: str) -> Iterator[str]:
-  """The folders that a stage may have been made in with a digest, for any number of shards."""
-  if not is_shared(context, stage):
-    yield context.path(stage.name)
-  parent = _parent(context, stage)
-  names = sorted(name for name in names_in(parent) if name.startswith(digest[:_LENGTH]))
-  yield from (os.path.join(parent, name) for name in names)
 
 
 def _parent(context: Context, stage: Stage) -> str:
@@ -324,9 +327,11 @@ def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
     if not was_complete:
       mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
       if folder and meshes.primary():
-        # On a full disk the first error is the one that matters.
-        with contextlib.nullcontext() if mark['complete'] else contextlib.suppress(OSError):
+        try:
           write_json(os.path.join(folder, MARK), mark, 'stage')
+        except OSError:
+          if mark['complete']:  # else the error before this one is the one that matters
+            raise
 
 
 def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
@@ -361,12 +366,3 @@ def is_complete(folder: str) -> bool:
   """Whether the stage of a folder is complete."""
   mark = read_mark(folder)
   return mark is not None and mark['complete']
-
-
-def seconds_by_title(marks: Mapping[str, Mark]) -> dict[str, float]:
-  """The seconds of stages, added up by title."""
-  found: dict[str, float] = {}
-  for name, mark in marks.items():
-    title = name.partition('/')[0]
-    found[title] = round(found.get(title, 0.0) + mark['seconds'], 2)
-  return found

@@ -44,7 +44,7 @@ from glora_jax.vision.runs.context import make_context, never
 from glora_jax.vision.runs.job import claim_workdir, prepare
 from glora_jax.vision.runs.runners import Runner, in_this_process
 from glora_jax.vision.runs.settings import RunSettings
-from glora_jax.vision.runs.stage import DIVERGED, read_by
+from glora_jax.vision.runs.stage import DIVERGED, fields_of
 from glora_jax.vision.runs.terminal import BUG, is_mistake, sentence, user_errors
 from glora_jax.vision.runs.workdir import (
   SHARED,
@@ -118,7 +118,7 @@ def fields_read(settings: RunSettings) -> tuple[str, ...]:
   """Fields and sections that the runs of a config read."""
   runs = runs_of(settings).values()
   stages = [stage for run in runs for stage in experiment.stages_of(run.settings)]
-  return (*read_by(stages), 'suite.') if settings.is_suite else read_by(stages)
+  return (*fields_of(stages), 'suite.') if settings.is_suite else fields_of(stages)
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ WRITTEN = ('compiled', 'folded', 'profile', 'replaced', SHARED, 'tensorboard')
 
 MARK = 'stage.json'  # in the folder of a stage
 LOCK = 'glora_jax.lock'  # stays, and marks a folder as a workdir
-TEST_LIST = 'test_list.json'  # written before the test images are read
+TEST_LIST = 'test_list.json'  # once it exists, test images may have been read
 _REMEDY = 'restore it, or choose another --workdir'
 
 
@@ -84,7 +84,7 @@ class Change(NamedTuple):
 
 
 def changes_of(
-  settings: RunSettings, workdir: Path, read: Iterable[str], tasks: Sequence[Path] = ()
+  settings: RunSettings, workdir: Path, fields: Iterable[str], tasks: Sequence[Path] = ()
 ) -> tuple[Change, ...]:
   """The fields that stages read and that differ from the `config.json` of the workdir.
 
@@ -94,21 +94,22 @@ def changes_of(
   Args:
     settings: the given config.
     workdir: folder of the job.
-    read: fields and sections that its stages read.
+    fields: fields and sections that its stages read.
     tasks: folders of the runs of a suite, whose tests count as well.
 
   Raises:
     ValueError: the workdir belongs to another config; the sentence lists the differences.
   """
-  if not (is_finished(workdir) or os.path.exists(os.path.join(workdir, 'config.json'))):
+  is_new = not os.path.exists(os.path.join(workdir, 'config.json'))
+  if is_new and not is_finished(workdir):  # a result without its config is an error below
     return ()
   old, new = read_values(workdir), values_of(settings)
   changes = tuple(
     Change(name, old.get(name), new.get(name))
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and is_among(name, read)
+    if old.get(name) != new.get(name) and is_among(name, fields)
   )
-  was_tested = any(map(is_tested, (workdir, *tasks)))
+  was_tested = any(map(has_test_list, (workdir, *tasks)))
   is_suite = any(len(expand(str(values.get('task')))) > 1 for values in (old, new))
   if refused := [x for x in changes if was_tested or (is_suite and x.name == 'task')]:
     reason = ' Its test images were read.' if was_tested else ''
@@ -207,22 +208,28 @@ def read_test_list(workdir: Path) -> dict[str, Any] | None:
   Raises:
     OSError, ValueError: the list cannot be read, is damaged, or of a later version.
   """
-  if not is_tested(workdir):
+  if not has_test_list(workdir):
     return None
   remedy = 'use a new workdir, because what this one tests is no longer known'
   return read_json(os.path.join(workdir, TEST_LIST), 'test list', _TestList, remedy)
 
 
 def freeze_test_list(workdir: Path, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-  """What a run tests: the list of an earlier start, or this one, which is written."""
+  """What a run tests: the list of an earlier start, or this one, which is written.
+
+  The stage of the test compares the two, `stages.results.freeze`.
+  """
   frozen = read_test_list(workdir)
   if frozen is None and primary():
     write_json(os.path.join(workdir, TEST_LIST), listed, 'test list')
   return frozen or listed
 
 
-def is_tested(workdir: Path) -> bool:
-  """Whether the list of what a run tests is frozen, so that test images may have been read."""
+def has_test_list(workdir: Path) -> bool:
+  """Whether the list of what a run tests is frozen, so that test images may have been read.
+
+  The search of protocol='paper' reads them earlier, as all its tables say.
+  """
   return os.path.exists(os.path.join(workdir, TEST_LIST))
 
 

@@ -13,7 +13,7 @@ from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.pipeline import Split, blocks, equal_batches
 from glora_jax.vision.models.vit import ViT
-from glora_jax.vision.runs.predictions import make_predictor
+from glora_jax.vision.runs.evaluation import make_predictor
 from glora_jax.vision.runs.stages.training import HeadOnFeatures
 
 MESH = meshes.make_mesh(jax.devices())

@@ -16,7 +16,7 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.runs import experiment, job
 from glora_jax.vision.runs.backbone import load_backbone
 from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.context import fit_batches
+from glora_jax.vision.runs.fitting import choose_prior, fit_batches
 from glora_jax.vision.runs.settings import (
   AllocationSettings,
   ModelSettings,
@@ -54,7 +54,7 @@ def test_a_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
 def test_a_backbone_without_scores_of_other_tasks_borrows_from_shifts(name, prior):
   model, allocation = ModelSettings(weights=name), AllocationSettings(prior='transfer')
   settings = RunSettings(structure='gradient', model=model, allocation=allocation)
-  assert fitted(settings).allocation.prior == prior
+  assert choose_prior(settings).allocation.prior == prior
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import report, table
-from glora_jax.vision.runs import experiment
+from glora_jax.vision.runs import evaluation, experiment
 from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.context import Context, never
+from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.stage import read_mark, walk
 from glora_jax.vision.runs.stages.training import tell_guessing
 from glora_jax.vision.runs.workdir import Stopped
@@ -133,7 +133,7 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
     lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
     curve = [x for x in lines if x['stage'] == 'training/lora' and 'val_accuracy' in x]
     assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
-    found[keep, len(found)] = candidate, curve, context.measure(candidate, 'val')
+    found[keep, len(found)] = candidate, curve, evaluation.measure(context, candidate, 'val')
   (best, curve, accuracy), (last, other, at_end), (again, *_) = found.values()
   assert curve == other
   chosen = max(curve, key=lambda line: (line['val_accuracy'], -line['val_loss']))
@@ -229,14 +229,14 @@ def test_after_the_choice_validation_images_are_only_trained_on(run_config, tmp_
   """The searched structure is chosen on them before."""
   config = changed(run_config, presets=(), train_on='train+val', finetune__epochs=2)
   config.training.batch_size = 80
-  measure = Context.measure
+  score = evaluation.score
 
-  def measure_no_more(context, model, split):
+  def score_no_more(context, variables, genomes, split):
     mark = read_mark(str(tmp_path / 'search'))
     assert split != 'val' or not (mark and mark['complete'])
-    return measure(context, model, split)
+    return score(context, variables, genomes, split)
 
-  monkeypatch.setattr(Context, 'measure', measure_no_more)
+  monkeypatch.setattr(evaluation, 'score', score_no_more)
   tested = walk(context_of(config, tmp_path), stages_of(config), until='test')
   assert tested.result == 'search'
   assert list(tested.rows) == ['linear', 'search']  # the supernet has seen fewer images
@@ -287,7 +287,7 @@ def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_pat
     experiment.run(short, str(other), listed={**listed, 'structures': {'linear': row}})
   assert 'result.json' not in os.listdir(other)
   monkeypatch.setattr(glora_jax, '__version__', 'later')
-  monkeypatch.setattr(Context, 'measure', lambda *_: pytest.fail('was measured for the list'))
+  monkeypatch.setattr(evaluation, 'score', lambda *_: pytest.fail('was measured for the list'))
   result = experiment.run(short, str(workdir), listed=listed)
   assert not (workdir / 'replaced').exists()
   frozen = read_json(workdir / 'test_list.json', 'test list')

@@ -9,7 +9,7 @@ from joining import run_on_eight
 from numpy.testing import assert_allclose, assert_array_equal
 
 import glora_jax
-from glora_jax.vision.runs import predictions
+from glora_jax.vision.runs import evaluation
 
 IMAGES = jax.random.normal(jax.random.key(0), (23, 6))
 
@@ -34,7 +34,7 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(classes, pr
   if classes is not None:
     assert (logits.argmax(-1) == 1).any()  # a class that does not count
     logits[:, ~classes] = -np.inf
-  found = predictions.make_predictor(adapted, doubled, classes=classes)(variables, IMAGES)
+  found = evaluation.make_predictor(adapted, doubled, classes=classes)(variables, IMAGES)
   assert_array_equal(found.classes, logits.argmax(-1))
   assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
 
@@ -42,7 +42,7 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(classes, pr
 def test_an_answer_that_is_not_finite_is_wrong(problem):
   adapted, variables = problem
   infinite = np.arange(len(IMAGES)) % 3 == 0
-  found = predictions.make_predictor(adapted, doubled)(variables, IMAGES.at[infinite].set(jnp.inf))
+  found = evaluation.make_predictor(adapted, doubled)(variables, IMAGES.at[infinite].set(jnp.inf))
   assert_array_equal(found.are(found.classes), ~infinite)
 
 

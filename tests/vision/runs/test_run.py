@@ -9,6 +9,7 @@ from trees import randomized
 
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.data.task import Files, Part, Task
+from glora_jax.vision.runs import evaluation
 from glora_jax.vision.runs.backbone import Model
 
 
@@ -26,10 +27,10 @@ def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_
     run = dataclasses.replace(run, images=images, variables=variables)
     smallest = np.zeros((len(run.adapted.spec), 5), np.int8)
     model = Model(run.adapted.fix(smallest), run.variables)
-    answers = {split: run.predict(model, split) for split in ('test', 'few')}
+    answers = {split: evaluation.predict(run, model, split) for split in ('test', 'few')}
     assert isinstance(run.images.split('test').images, pipeline.Stream) == (most == 0)
     assert answers['few'].classes.max() < 4 < answers['test'].classes.max()
-    correct, _ = run.score(run.variables, smallest[None], 'few')
+    correct, _ = evaluation.score(run, run.variables, smallest[None], 'few')
     assert (answers['few'].classes == few.labels).sum() == correct[0]
     found.append(answers)
   for split, answers in found[0].items():

@@ -212,7 +212,7 @@ def test_every_field_is_free_or_read_by_a_stage():
   ]
   read = [*fields.FREE, 'suite.']
   for values in jobs:
-    read += stage.read_by(stages_of(changed(default_config(), **values)))
+    read += stage.fields_of(stages_of(changed(default_config(), **values)))
   for name in fields.values_of(RunSettings()):
     assert fields.is_among(name, read), name
 

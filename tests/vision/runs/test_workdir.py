@@ -15,7 +15,7 @@ from places import digests, program
 import glora_jax
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config, default_config
-from glora_jax.vision.runs.stage import read_by
+from glora_jax.vision.runs.stage import fields_of
 from glora_jax.vision.runs.workdir import (
   LOCK,
   TEST_LIST,
@@ -37,8 +37,8 @@ def change(workdir, tested=False, tasks=(), **fields):
   config = changed(**fields)
   if tested:
     (pathlib.Path(tasks[0] if tasks else workdir) / TEST_LIST).touch()
-  settings, read = check_config(config), read_by(tiny_runs.stages_of(config))
-  changes = changes_of(settings, workdir, read, tasks)
+  settings, fields = check_config(config), fields_of(tiny_runs.stages_of(config))
+  changes = changes_of(settings, workdir, fields, tasks)
   write_config(settings, workdir)
   return {change.name: change.new for change in changes}
 

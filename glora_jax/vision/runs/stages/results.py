@@ -36,9 +36,9 @@ from glora_jax.vision.reports.errors import Outcome
 from glora_jax.vision.reports.structure import describe
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.evaluation import Predictions, fold, measure, predict
 from glora_jax.vision.runs.origins import read_processes, read_weights
-from glora_jax.vision.runs.predictions import Predictions
-from glora_jax.vision.runs.stage import Stage, seconds_by_title
+from glora_jax.vision.runs.stage import Mark, Stage
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.stages.training import (
   ENOUGH_STEPS,
@@ -105,7 +105,7 @@ def list_structures(
   for name, candidate in candidates.items():
     measured: Mapping[str, Any] = {'val_accuracy': None, 'val_loss': None}  # they are trained on
     if context.settings.final_split == 'train':
-      measured = earlier.get(name) or context.measure(candidate, 'val')
+      measured = earlier.get(name) or measure(context, candidate, 'val')
     rows[name] = {
       'params': candidate.adapted.count_params(),
       'val_accuracy': measured['val_accuracy'],
@@ -130,13 +130,13 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
   candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
   result = freeze(context, listed.content())['result']
   labels = np.asarray(context.images.split('test').labels)
-  answers = {name: context.predict(model, 'test') for name, model in candidates.items()}
+  answers = {name: predict(context, model, 'test') for name, model in candidates.items()}
   is_right = {name: found.are(labels) for name, found in answers.items()}
   for name, row in rows.items():
     row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
     if others := context.task.tests[1:]:
       row['other_test_accuracies'] = {
-        split: context.measure(candidates[name], split)[f'{split}_accuracy'] for split in others
+        split: measure(context, candidates[name], split)[f'{split}_accuracy'] for split in others
       }
   for name in rows.keys() - {result}:
     rows[name]['against_result'] = {
@@ -284,7 +284,7 @@ def write_results(
     'weights': settings.model.weights,
     **read_weights(context.workdir),
     'stages': {x: mark['key'] for x, mark in context.before.items() if x not in context.folders},
-    'seconds': seconds_by_title(context.before),
+    'seconds': _seconds_by_title(context.before),
   }
   if allocation is not None:
     cost, is_borrowed = settings.allocation, allocation.borrowed > 0
@@ -359,7 +359,7 @@ def _measure_presets(context: Context, supernet: Any) -> dict[str, dict[str, flo
   """Parameters and accuracy of each preset with the supernet's weights."""
   adapted, split, found = context.adapted, context.search_split, {}
   for name, preset in presets.presets(adapted.spec).items():
-    measured = context.measure(Model(adapted.fix(preset), supernet), split)
+    measured = measure(context, Model(adapted.fix(preset), supernet), split)
     accuracy = measured[f'{split}_accuracy']
     found[name] = {'params': adapted.count_params(preset), 'accuracy': accuracy}
   return found
@@ -371,7 +371,7 @@ def _save_models(context: Context, candidate: Model) -> float:
   Returns:
     The largest difference of a logit between the adapted model and the folded file.
   """
-  adapted, variables, folded = candidate.adapted, candidate.variables, context.fold(candidate)
+  adapted, variables, folded = candidate.adapted, candidate.variables, fold(context, candidate)
   if context.mesh is not None:
     variables, folded = jax.tree.map(tree.on_host, (variables, folded))
   with meshes.primary_first('folded'):
@@ -420,3 +420,12 @@ def hypervolumes(archive: Archive, spec: Spec, num_images: int) -> list[float]:
     widths = np.diff(np.append(params[front], edge))
     volumes.append(float((widths * (1 - error[front])).sum() / edge))
   return volumes
+
+
+def _seconds_by_title(marks: Mapping[str, Mark]) -> dict[str, float]:
+  """The seconds of stages, added up by title."""
+  found: dict[str, float] = {}
+  for name, mark in marks.items():
+    title = name.partition('/')[0]
+    found[title] = round(found.get(title, 0.0) + mark['seconds'], 2)
+  return found

@@ -19,9 +19,10 @@ from glora_jax.search.archive import Archive
 from glora_jax.vision.files import Array, check_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.context import Context, train_split_of
+from glora_jax.vision.runs.evaluation import score
 from glora_jax.vision.runs.settings import RunSettings
-from glora_jax.vision.runs.stage import TRAINING, Stage
-from glora_jax.vision.runs.stages.training import Training, train
+from glora_jax.vision.runs.stage import Stage
+from glora_jax.vision.runs.stages.training import TRAINING, Training, train
 from glora_jax.vision.runs.workdir import Stopped
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _search(context: Context, supernet: Any) -> None:
 
   evolution.evolve(
     context.adapted.spec,
-    functools.partial(context.score, supernet, split=context.search_split),
+    functools.partial(score, context, supernet, split=context.search_split),
     context.key(Stream.SEARCH),
     settings=context.settings.search,
     budget=context.settings.budget,

@@ -33,13 +33,13 @@ from glora_jax.vision.runs.settings import (
   TRANSFER,
   RunSettings,
 )
-from glora_jax.vision.runs.stage import TRAINING, Stage
+from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.allocation import (
   allocate_transfer,
   choose_within,
   stages_of_gradient,
 )
-from glora_jax.vision.runs.stages.training import FullFineTuning, Training, train
+from glora_jax.vision.runs.stages.training import TRAINING, FullFineTuning, Training, train
 from glora_jax.vision.structure_names import file_name
 
 FOLDER = 'structure'

@@ -28,11 +28,14 @@ from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import augment, pipeline
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
+from glora_jax.vision.runs.evaluation import measure
 from glora_jax.vision.runs.monitoring import Metrics
 from glora_jax.vision.runs.workdir import Stopped
 
 log = logging.getLogger(__name__)
 
+# The fields that every training reads.
+TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
 LOOKS = 20  # measurements on the validation images during a training
 ENOUGH_STEPS = 100  # by then a training should have learned something
@@ -348,7 +351,7 @@ class Bookkeeper:
 
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
     """Measures on the validation images, and keeps the best."""
-    found = self.context.measure(self._model(state.trainable), 'val')
+    found = measure(self.context, self._model(state.trainable), 'val')
     numbers = map(jnp.float32, (found['val_accuracy'], found['val_loss'], epoch))
     kept = None if self.best.trainable is None else state.trainable
     self.best = self.best.better(Best(kept, *meshes.replicate(self.context.mesh, [*numbers])))

@@ -1,0 +1,154 @@
+"""How structures do on the images of a split: scores, accuracies, and the answer for every image.
+
+One program is compiled for all structures: a population's genomes are its input, and of a single
+structure the folded parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from glora_jax import mesh as meshes
+from glora_jax.compiling import reported
+from glora_jax.method.adapted import Adapted, call_model
+from glora_jax.method.sample import Preprocess
+from glora_jax.search.scoring import make_scorer
+from glora_jax.training.losses import classification
+from glora_jax.vision.data import pipeline
+from glora_jax.vision.runs.backbone import Model
+from glora_jax.vision.runs.context import Context
+
+STREAMED_BLOCK = 1024  # images of a stream that are scored at once
+BATCH = 256  # images that are answered at once, about
+
+
+class Predictions(NamedTuple):
+  """The answers of one structure for each image.
+
+  Attributes:
+    classes: the most probable class, int32 [image].
+    probabilities: its probability, float32 [image].
+  """
+
+  classes: Any
+  probabilities: Any
+
+  def are(self, labels: Any) -> Any:
+    """Which of them are these labels, bool [image]; none whose probability is not finite."""
+    return (self.classes == labels) & np.isfinite(self.probabilities)
+
+
+def make_predictor(
+  adapted: Adapted,
+  preprocess: Preprocess,
+  *,
+  classes: np.ndarray | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[Any, Any], Predictions]:
+  """A compiled function that predicts the classes of a batch of images with a folded structure.
+
+  Of what it computes it keeps two numbers an image.
+
+  Args:
+    adapted: the adapted model, whose own structure does not matter.
+    preprocess: `(images, None) -> inputs` of the model.
+    classes: the classes that may be answered, bool [class]; None for all.
+    mesh: devices that the batch is split over; what comes back is whole on every one. None for one
+      device.
+
+  Returns:
+    The function `(variables, images) -> Predictions`, with folded parameters in the variables, and
+    images [batch, ...].
+  """
+
+  def predict(variables: Any, images: jax.Array) -> Predictions:
+    logits = call_model(adapted, variables, preprocess(images, None)).astype(jnp.float32)
+    if classes is not None:
+      logits = jnp.where(classes, logits, -jnp.inf)
+    return Predictions(logits.argmax(-1).astype(jnp.int32), jax.nn.softmax(logits).max(-1))
+
+  whole = None if mesh is None else meshes.replicated(mesh)
+  return reported('predictions', jax.jit(predict, out_shardings=whole))
+
+
+def score(
+  context: Context, variables: Any, genomes: Any, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Scores a population on a split.
+
+  Args:
+    context: the context.
+    variables: the model's variables.
+    genomes: int8 [candidate, layer, 5].
+    split: name of the split.
+
+  Returns:
+    (correct answers [candidate], summed loss [candidate]).
+  """
+  scorer = _compiled(context, _scorer, split)
+  correct: Any = 0
+  loss: Any = 0.0
+  for block in pipeline.blocks(context.images.split(split), STREAMED_BLOCK, context.mesh):
+    block_correct, block_loss = scorer(variables, genomes, block)
+    correct = correct + np.asarray(block_correct)
+    loss = loss + np.asarray(block_loss, np.float64)
+  return correct, loss
+
+
+def measure(context: Context, model: Model, split: str) -> dict[str, float]:
+  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+  genomes = jnp.zeros((1, len(context.adapted.spec), 5), jnp.int8)
+  correct, loss = score(context, _folded(context, model), genomes, split)
+  number = len(context.task.open(split).labels)
+  return {
+    f'{split}_accuracy': int(correct[0]) / number,
+    f'{split}_loss': float(loss[0]) / number,
+  }
+
+
+def predict(context: Context, model: Model, split: str) -> Predictions:
+  """A structure's answers for every image of a split, as NumPy arrays [image]."""
+  variables, predictor = _folded(context, model), _compiled(context, _predictor, split)
+  images = context.images.split(split)
+  number = len(images.labels)
+  size = -(-min(BATCH, number) // context.devices) * context.devices
+  batches = pipeline.equal_batches(images, size, context.mesh)
+  parts = [predictor(variables, batch.images) for batch in batches]
+  return Predictions(*(np.concatenate(column)[:number] for column in zip(*parts, strict=True)))
+
+
+def fold(context: Context, model: Model) -> Any:
+  """The plain model's parameters."""
+  is_own = model.adapted.spec is context.adapted.spec
+  key = 'fold', is_own
+  if key not in context.compiled:
+    adapted = context.adapted if is_own or context.beside is None else context.beside.adapted
+    context.compiled[key] = reported('fold', jax.jit(adapted.fold))
+  return context.compiled[key](model.variables, model.genome)
+
+
+def _folded(context: Context, model: Model) -> dict[str, Any]:
+  """The variables of a folded structure."""
+  return {**context.variables, 'params': fold(context, model)}
+
+
+def _compiled(context: Context, make: Callable, split: str) -> Callable:
+  """The scorer or predictor of a split; splits without a mask share theirs."""
+  key = make, split if split in context.task.masked else None
+  if key not in context.compiled:
+    context.compiled[key] = make(context, context.task.mask(split))
+  return context.compiled[key]
+
+
+def _scorer(context: Context, classes: np.ndarray | None) -> Callable:
+  loss = classification(context.preprocess, classes=classes)
+  return make_scorer(context.adapted, loss, mesh=context.mesh)
+
+
+def _predictor(context: Context, classes: np.ndarray | None) -> Callable:
+  return make_predictor(context.adapted, context.preprocess, classes=classes, mesh=context.mesh)

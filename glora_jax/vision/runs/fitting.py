@@ -1,0 +1,101 @@
+"""Settings that fit the images and files at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from glora_jax import mesh as meshes
+from glora_jax.checks import MOST_COUNTED
+from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.runs.settings import RunSettings, TrainingSettings
+from glora_jax.vision.runs.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+def choose_prior(settings: RunSettings) -> RunSettings:
+  """The settings with shifted images as prior if there are no scores of other tasks."""
+  borrows = settings.has_gradient and settings.allocation.prior == 'transfer'
+  if not borrows or settings.transfer is not None:
+    return settings
+  allocation = dataclasses.replace(settings.allocation, prior='shifts')
+  return dataclasses.replace(settings, allocation=allocation)
+
+
+def count_images(task: Task) -> dict[str, int]:
+  """The number of images of every split of a task, and of 'train+val'.
+
+  Raises:
+    ValueError, OSError: a split cannot be opened.
+  """
+  counts = {split: len(task.open(split).labels) for split in task.splits}
+  return {**counts, 'train+val': counts['train'] + counts['val']}
+
+
+def fit_batches(
+  settings: RunSettings,
+  stages: Sequence[Stage],
+  counts: Mapping[str, int],
+  mesh: jax.sharding.Mesh | None,
+) -> RunSettings:
+  """The settings with batches that the images fill.
+
+  Args:
+    settings: the config.
+    stages: all stages of the job.
+    counts: number of images by split.
+    mesh: the devices that batches are split over.
+
+  Raises:
+    ValueError: a batch is larger than the images, cannot be cut into equal paths or split over
+      the devices, or there are more steps than can be counted.
+  """
+  splits = [split for stage in stages for split in stage.splits]
+  sizes = [counts[split] for split in splits]
+  has_supernet = any('sampling.' in stage.reads for stage in stages)
+  paths = settings.sampling.paths if has_supernet else 1
+  fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
+  recipes: dict[str, Recipe] = {'training': fitted.training}
+  if any('finetune.' in stage.reads for stage in stages):
+    recipes['finetune'] = fitted.finetuning
+  for name, recipe in recipes.items():
+    steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
+    if steps > MOST_COUNTED:
+      raise ValueError(
+        f'{name}.epochs={recipe.epochs} means {steps:,} steps, more than can be counted; lower it.'
+      )
+  return fitted
+
+
+def _fit(
+  recipe: TrainingSettings, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
+) -> TrainingSettings:
+  """A recipe with a batch that the images fill; see `fit_batches`."""
+  size, fewest, devices = recipe.batch_size, min(sizes), 1 if mesh is None else mesh.size
+  if size > fewest:
+    parts = recipe.accumulate * paths * devices
+    largest = fewest // parts * parts
+    if not largest:
+      raise ValueError(
+        f'training.batch_size={size} is larger than the {fewest} training images; lower it.'
+      )
+    log.warning(
+      'training.batch_size=%d is more than the %d training images; using %d.',
+      size,
+      fewest,
+      largest,
+    )
+    recipe = dataclasses.replace(recipe, batch_size=largest)
+  part = recipe.batch_size // recipe.accumulate
+  meshes.require_divisible(mesh, part)
+  if (part := part // devices) % paths:
+    raise ValueError(
+      f'sampling.paths={paths} must divide the {part} images of a supernet step on each device '
+      '(training.batch_size, split by accumulate and devices); change one of the two.'
+    )
+  return recipe
