@@ -49,7 +49,7 @@ def saved(path, base=PARAMS, seed=0, structure=None, space=None, **options):
   head = jax.tree.map(lambda value: value + seed, base['head'])
   variables = random_variables(adapted, {**base, 'head': head}, seed)
   glora_jax.save_adapter(path, adapted, variables)
-  return adapted.fold(variables)
+  return jax.device_get(adapted.fold(variables))
 
 
 def loaded(path, base=PARAMS):
@@ -59,7 +59,7 @@ def loaded(path, base=PARAMS):
   return adapted.fold(variables)
 
 
-@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('seed', range(3))
 def test_a_sum_changes_a_base_by_the_weighted_sum_of_what_its_adapters_change(tmp_path, seed):
   weights = {tmp_path / f'{number}': w for number, w in enumerate((0.7, -0.4, 1.5))}
   folded = [
