@@ -53,6 +53,7 @@ from glora_jax.vision.runs.workdir import (
   Stopped,
   changes_of,
   claim,
+  has_test_list,
   is_finished,
   write_config,
 )
@@ -138,7 +139,7 @@ class _Phases:
   def list_missing(self, runs: Mapping[str, Run], prepare: bool) -> None:
     """Writes on the board what data the unfinished runs lack."""
     with meshes.primary_first('suite/prepare'):
-      unfinished = [name for name in runs if not is_finished(self.folder(name))]
+      unfinished = [name for name in runs if not _is_done(runs[name].settings, self.folder(name))]
       for task, names in group_by(unfinished, lambda name: runs[name].cell.task).items():
         if why := missing(runs[names[0]].settings, prepare):
           log.info('%s is not ready: %s', task, why)
@@ -152,7 +153,9 @@ class _Phases:
     """
     cells, tested = self.board.cells, self.board.tested
     tried = {cell[:2] for name, cell in cells.items() if name not in tested}
-    unfinished = [name for name in self.board.waiting if not is_finished(self.folder(name))]
+    unfinished = [
+      name for name in self.board.waiting if not _is_done(runs[name].settings, self.folder(name))
+    ]
     groups = group_by(unfinished, lambda name: (cells[name][:3], name in tested))
     is_dry = {name: name in tested and cells[name][:2] in tried for name, *_ in groups.values()}
     self.execute('Checking', _check, {name: runs[name] for name in is_dry}, {}, is_dry=is_dry)
@@ -206,7 +209,7 @@ class _Phases:
     If none can be chosen, the runs of that structure are listed as failed.
     """
     board, chosen = self.board, {}
-    trials = [name for name in board.cells if name not in board.tested]
+    trials = [name for name in board.cells if name not in {*board.tested, *board.missing}]
     for key, names in group_by(trials, lambda name: board.cells[name][:2]).items():
       rates: dict[str, Any] = {name: board.cells[name].rate for name in names}
       rows = {
@@ -270,6 +273,11 @@ class _TestLists(TypedDict):
   runs: dict[str, Any]
 
 
+def _is_done(settings: RunSettings, folder: str) -> bool:
+  """Whether a run is finished; an earlier start may have left it without the test."""
+  return is_finished(folder) and (has_test_list(folder) or not settings.test)
+
+
 def _log_and_call(line: str, job: Callable[..., Any], *arguments: Any, **further: Any) -> Any:
   """The result of a job, after a line in the log of the process that runs it."""
   log.info(line)
@@ -313,8 +321,8 @@ def _try_rate(
 def _train(
   settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str
 ) -> dict[str, Any] | None:
-  """The list of what a run tests, after its training; None if it is finished or tests nothing."""
-  if is_finished(folder) or not settings.test:
+  """The list of what a run tests, after its training; None if it is done or tests nothing."""
+  if _is_done(settings, folder) or not settings.test:
     return None
   return experiment.train(settings, folder, stop, shared=shared)
 

@@ -271,12 +271,22 @@ def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_
     suite.run(changed(config, suite__seeds=3), str(whole))
 
 
-def test_a_suite_without_a_test_freezes_no_list_so_that_it_can_be_corrected(run_config, tmp_path):
+def test_a_suite_without_a_test_freezes_no_list_and_one_of_all_once_it_is_to_be_tested(
+  run_config, tmp_path
+):
   alone = {'structure': 'linear', 'presets': (), 'training__epochs': 1}
   config = changed(run_config, **alone, test=False, suite__seeds=2)
-  board = suite.run(config, str(tmp_path / 'runs'))
+  board = suite.run(config, str(tmp_path))
   assert len(board.results) == 2
   assert not [*tmp_path.rglob('test_list.json')]
+
+  def look():
+    """Never asks to stop; the list of all is the first."""
+    assert (tmp_path / 'test_list.json').exists() or not [*tmp_path.rglob('test_list.json')]
+    return False
+
+  board = suite.run(changed(config, test=True), str(tmp_path), look)
+  assert [*read_json(tmp_path / 'test_list.json', 'test list')['runs']] == [*board.results]
 
 
 @pytest.mark.full
@@ -290,6 +300,15 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(ru
   assert board.results['linear/42']['structures']['linear']['rate'] == 1e-3
   board = suite.run(changed(config, suite__rates=(1e30,)), str(tmp_path / 'none'))
   assert 'No learning rate could be chosen' in board.failed['linear/42']
+
+
+def test_a_structure_without_data_needs_no_rate():
+  config = changed(get_config('vtab', 'all'), suite__structures=('bitfit',), suite__rates=(1e-3,))
+  runs = cells.runs_of(check_config(config))
+  board = Board('vtab/all', {name: run.cell for name, run in runs.items()})
+  board.missing.update(dict.fromkeys(runs, 'a data set'))
+  assert suite._Phases(board, 'runs', in_this_process, never).choose_rates() == {}
+  assert board.failed == {}
 
 
 def test_a_rate_that_diverged_wins_no_tie():
