@@ -142,7 +142,7 @@ def _parse(value: Any, kind: Any) -> Any:
   parser = next((_PARSERS[each] for each in origins if each in _PARSERS), str)
   try:
     return parser(value)
-  except (SyntaxError, ValueError):
+  except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):  # of `literal_eval`
     return str(value)  # which `validate` rejects
 
 

@@ -83,6 +83,7 @@ OWN = f'--config={ROOT}/configs/own.py'
     (['--config=configs'], "no config 'configs'"),
     ([QUICKSTART, '--config.bugdet=1'], "no such field: 'bugdet'. Did you mean"),
     ([QUICKSTART, '--config.budget=10k'], "budget='10k' must be an integer or None, at least 0"),
+    ([QUICKSTART, '--config.budget={[]: 1}'], "budget='{[]: 1}' must be an integer or None"),
     ([QUICKSTART, '--config.test=maybe'], "test='maybe' must be True or False"),
     ([QUICKSTART, '--config.presets=("a",'], """presets='("a",' must be a tuple"""),
     ([QUICKSTART, '--config.training=3'], '--config.training=3: Failed to parse'),
