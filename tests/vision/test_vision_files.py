@@ -28,8 +28,9 @@ def test_an_array_that_is_not_the_whole_one_that_was_written_counts_as_missing(t
   path.write_bytes(path.read_bytes()[:-1])
   assert files.read_array(path, (2, 3), np.uint8) is None
   header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,)}\n"
-  path.write_bytes(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header)
-  assert files.read_array(path, (10**15,), np.float64) is None
+  for damaged in (header, header.replace(b',)', b',('), header.replace(b"'f", b"b'f")):
+    path.write_bytes(b'\x93NUMPY\x01\x00' + len(damaged).to_bytes(2, 'little') + damaged)
+    assert files.read_array(path, (10**15,), np.float64) is None
   np.save(path, np.array([{}], object))
   assert files.read_array(path, (1,), object) is None
 
