@@ -440,9 +440,12 @@ def save(
     for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
   }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
-  with _naming(target):
+  refusal = f'{target} is not written'
+  try:
     check_metadata_of(metadata, model.num_classes)
-  require_tensors(target, flat, expected_params(model, metadata['image_size']))
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{refusal}: {error}') from error
+  require_tensors(refusal, flat, expected_params(model, metadata['image_size']))
   other, tensors, beside = _foreign(format), flat, {}
   if other is not None:
     model, tensors = other.to_tensors(model, flat)

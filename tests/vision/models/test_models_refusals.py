@@ -74,10 +74,29 @@ def test_files_that_only_look_like_ours_are_refused(tmp_path):
 def test_metadata_that_cannot_be_are_refused_when_read_and_when_written(own, tmp_path):
   path, metadata = tmp_path / 'odd.safetensors', {'image_size': 16, 'resize': 'stretch'}
   named = [str(path), "resize='stretch'"]
-  assert_refused(named, weights.save, path, OURS, own[1], metadata)
+  for wrong, text in (
+    (metadata, named[1]),
+    ({**metadata, 'resize': None, 'crop': 'x'}, "crop='x'"),
+  ):
+    refusal = f'{path} is not written: {text}'
+    assert_refused(refusal, weights.save, path, OURS, own[1], wrong, kind=ValueError)
   assert not path.exists()
   write_tensors(path, flat(own[1]), 'vit', {'model': describe(OURS), **metadata})
   assert_refused(named, weights.load, path)
+
+
+def test_every_dinov2_has_a_layer_scale_and_no_vit_of_transformers_has_one(tmp_path):
+  path, named = tmp_path / 'in.safetensors', 'encoder.layer.{0-1}.layer_scale1.lambda1'
+  dinov2, vit = (
+    safetensors.numpy.load_file(FIXTURES / family / 'model.safetensors')
+    for family in ('hf_dinov2', 'hf_vit')
+  )
+  fewer = {name: value for name, value in dinov2.items() if 'layer_scale1' not in name}
+  safetensors.numpy.save_file(fewer, path)
+  assert_refused(f'missing: {named}', weights.load, path, num_heads=4)
+  more = {'vit.' + named.replace('{0-1}', block): numbers(16) for block in '01'}
+  safetensors.numpy.save_file(vit | more, path)
+  assert_refused(f'unexpected: {named}', weights.load, path, num_heads=4)
 
 
 def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
@@ -91,8 +110,8 @@ def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
   'model, params, format, named',
   [
     (OURS, None, None, 'params=None must be a Mapping.'),
-    (OURS, DIVERGED, None, 'norm/scale'),
-    (OURS.clone(num_classes=3), params_of(OURS), 'timm', 'head/bias is (5,)'),
+    (OURS, DIVERGED, None, ['is not written', 'norm/scale']),
+    (OURS.clone(num_classes=3), params_of(OURS), 'timm', ['is not written', 'head/bias is (5,)']),
     (OURS, params_of(OURS), 'hf_vit', "pool='gap'"),
   ],
 )

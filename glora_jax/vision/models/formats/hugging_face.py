@@ -78,10 +78,11 @@ class HuggingFace(TorchFormat):
     return [f'{self.path}.{module}' for module in self.layers]
 
   def read_shape(self, shapes: Shapes) -> Reading:
-    """As `Format.read_shape`; there is always a class token."""
+    """As `Format.read_shape`; there is always a class token, and in DINOv2 a LayerScale."""
     reading = super().read_shape(shapes)
     fields = reading.fields
-    fields.update(class_token=True, pool=self._pool(fields['num_classes']))
+    fields.update(class_token=True, layer_scale=1.0 if self.is_dinov2 else None)
+    fields['pool'] = self._pool(fields['num_classes'])
     if not self.is_dinov2:
       fields['norm_eps'] = 1e-12
     if fields['num_classes']:  # which read the class token itself, not what a pooler makes of it
