@@ -3,10 +3,10 @@
   python -m benchmarks.function_step [--repeats 9] [--quick]
 
 A ViT as large as the embedded backbone, 28 pixels, batch 64, AdamW, rank 4 in all five tensors, a
-genome for every step, as one dispatch of `glora_jax.training.make_steps`; and a LoRA of that rank.
-`linen` finds the model's layers by their modules, and merges as `adapt` chooses; `function` is its
-`apply` as a function of parameters and images, whose layers are found by use. `--quick` takes
-dispatches of 12 steps, five times.
+genome for every step, as one dispatch of `glora_jax.training.loop.make_steps`; and a LoRA of that
+rank. `linen` finds the model's layers by their modules, and merges as `adapt` chooses; `function`
+is its `apply` as a function of parameters and images, whose layers are found by use. `--quick`
+takes dispatches of 12 steps, five times.
 
 Rows take turns; the ratio is the median over the repeats of the ratios within one repeat. Below 1
 is faster. Seconds of adapting are those of one call, the first. The last line is JSON.

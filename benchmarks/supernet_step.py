@@ -10,13 +10,13 @@ trained, no augmentation, images resident. `--quick` takes a ViT as large as the
 in dispatches of 12 steps, five times.
 
 Each row does the same number of steps, in turn; JAX rows as one dispatch of
-`glora_jax.training.make_steps`, torch rows as a plain loop. A ratio is the median over the repeats
-of the ratios within one repeat, so a machine that slows down for a while slows both sides; below 1
-is faster. Bytes are XLA's account of the compiled steps: arguments, temporaries, and results that
-take no argument's place; gradients are counted in them, and shown apart as what the trained
-parameters measure. The share of the peak is the model's floating-point operations by arithmetic
-(three times the forward's matrix products, for every row alike) per second over those of one large
-matrix product, timed in the same run. The last line is JSON.
+`glora_jax.training.loop.make_steps`, torch rows as a plain loop. A ratio is the median over the
+repeats of the ratios within one repeat, so a machine that slows down for a while slows both sides;
+below 1 is faster. Bytes are XLA's account of the compiled steps: arguments, temporaries, and
+results that take no argument's place; gradients are counted in them, and shown apart as what the
+trained parameters measure. The share of the peak is the model's floating-point operations by
+arithmetic (three times the forward's matrix products, for every row alike) per second over those of
+one large matrix product, timed in the same run. The last line is JSON.
 """
 
 import functools

@@ -191,8 +191,8 @@ def locate(path: Path) -> str:
   """The checkpoint file of a path: the path itself, or the one such file in a folder.
 
   Of a run's folder it is the one in `folded/`: where that has one, and the folder no model itself.
-  Of several it is `MODEL_FILE`, beside which others hold the same weights, or the one that is
-  called a model.
+  Of several it is `MODEL_FILE`, which timm and transformers take before all others, too, or else
+  the one that is called a model.
 
   Raises:
     FileNotFoundError: the folder has no checkpoint.

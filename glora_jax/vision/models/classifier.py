@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.models.metadata import check_agreement, require_normalization
 
 
-def find_images(paths: Iterable[str]) -> list[str]:
+def find_images(paths: Sequence[str]) -> list[str]:
   """Finds images, in the order of the paths, and in a folder in that of their names.
 
   Args:

@@ -66,7 +66,7 @@ def test_what_another_file_or_its_config_says_is_not_overridden():
   'expected, others',
   [
     ('weights.npz', ['config.json']),
-    ('model.safetensors', ['pytorch_model.bin']),
+    ('model.safetensors', ['pytorch_model.bin', 'model.npz', 'best.safetensors']),
     ('folded/model.safetensors', ['adapter.safetensors']),
     ('model.npz', ['folded/model.safetensors']),
   ],
