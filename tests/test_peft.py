@@ -464,6 +464,8 @@ GLORA = {'peft_type': 'GLORA'}
   [
     (LORA, {'peft_type': 'VERA'}, ["peft_type='VERA'", 'merge_and_unload']),
     (LORA, {'peft_type': ['LORA']}, 'peft_type'),
+    (LORA, {'target_parameters': True}, 'target_parameters=True, which must be a list'),
+    (LORA, {'target_parameters': [3]}, 'target_parameters=[3], which must be a list'),
     ({'x.lora_A.weight': LORA[A]}, {}, 'adapts x,'),
     (LORA, {'use_dora': True}, 'no lora_magnitude_vector'),
     (DORA, {}, 'lora_magnitude_vector'),

@@ -334,6 +334,12 @@ def _kind_of(path: str, config: Any) -> str:
   if odd:
     stated = ', '.join(f'{field}={shown(value)}' for field, value in odd.items())
     raise ValueError(f'{path} has {stated}, which has no place in the equation; {_MERGE}.')
+  parameters = config.get('target_parameters') or []
+  if not isinstance(parameters, list) or not all(isinstance(name, str) for name in parameters):
+    raise ValueError(
+      f'{path} has target_parameters={shown(parameters)}, which must be a list of names; get it '
+      'again.'
+    )
   return 'dora' if config.get('use_dora') else kinds[peft_type]
 
 
