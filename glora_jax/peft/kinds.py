@@ -278,7 +278,7 @@ def factors(module: Module, change: Change, tensor: str, scale: float = 1.0) -> 
   down, up = change.get(f'{tensor}_down'), change.get(f'{tensor}_up', np.zeros((0, 1)))
   if down is None:
     down, up = np.ones((module.in_features, len(up)), np.float32), up / scale
-  return down, np.zeros((len(up), module.out_features), np.float32) + up
+  return down, np.broadcast_to(up.astype(np.float32), (len(up), module.out_features))
 
 
 def shift(module: Module, change: Change) -> np.ndarray:

@@ -124,6 +124,6 @@ def spoilt_copy(draw, source, target):
     if files:
       try:
         spoil(draw, draw(st.sampled_from(sorted(files))))
-      except (ValueError, OSError, safetensors.SafetensorError):
+      except (ValueError, OSError, RecursionError, safetensors.SafetensorError):
         continue  # it is spoilt already
   return number
