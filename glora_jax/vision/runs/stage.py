@@ -74,7 +74,8 @@ class Stage:
     run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
       earlier start left in the folder, and has nothing left to do if the stage is complete.
     load: `(context, *results) -> result`, what `run` left in the folder. Then `run` is called only
-      if the stage is not complete, and what it returns is not used. None if `run` does both.
+      if the stage is not complete or lacks a file, and what it returns is not used. None if `run`
+      does both.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it uses.
     check: raises ValueError or OSError for what can be known before anything runs.
@@ -151,14 +152,28 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     ):
       given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
       inputs = [results[name] for name in stage.after]
-      if stage.load is None or not mark['complete']:
-        results[stage.name] = stage.run(given, *inputs)
-      if stage.load is not None:
-        meshes.barrier(stage.name)  # the primary process has written
-        results[stage.name] = stage.load(given, *inputs)
+      results[stage.name] = _run_or_load(stage, mark['complete'], given, *inputs)
     marks[stage.name] = mark
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
+
+
+def _run_or_load(stage: Stage, is_complete: bool, context: Context, *inputs: Any) -> Any:
+  """The result of a stage, which is run unless it is complete and has all its files.
+
+  Whoever removes a damaged file, as the error about it says, has it written again.
+  """
+  if stage.load is None:
+    return stage.run(context, *inputs)
+  is_lacking, result = True, None
+  if is_complete:
+    with contextlib.suppress(FileNotFoundError):
+      is_lacking, result = False, stage.load(context, *inputs)
+  if meshes.on_any(is_lacking):
+    stage.run(context, *inputs)
+    meshes.barrier(stage.name)  # the primary process has written
+    result = stage.load(context, *inputs)
+  return result
 
 
 def prerequisites(stages: Sequence[Stage], until: str) -> list[Stage]:

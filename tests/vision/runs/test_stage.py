@@ -56,6 +56,13 @@ def test_a_corrected_field_runs_again_what_reads_it_and_nothing_more(changes, ag
   assert job.start() == (before, [])  # corrected back: what was made at first is there
 
 
+def test_a_file_that_was_removed_from_a_complete_stage_is_written_again(job):
+  before, _ = job.start()
+  (job.folder / 'first' / 'genome.json').unlink()
+  assert job.start() == (before, ['first'])
+  assert job.start() == (before, [])
+
+
 def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
   sizes = [8, 2]
 
