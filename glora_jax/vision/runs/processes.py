@@ -82,7 +82,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     raise UserError(
       f'distributed: the processes with coordinator={coordinator}, num_processes={num_processes}, '
       f'process_id={process_id} could not be joined ({first_line(error)}); set all three, '
-      'process_id from 0 to num_processes - 1, or none.'
+      'coordinator as HOST:PORT and process_id from 0 to num_processes - 1, or none.'
     ) from error
   # JAX has taken it for a service that is not used.
   if handler is not None and threading.current_thread() is threading.main_thread():

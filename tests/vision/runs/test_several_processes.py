@@ -44,8 +44,8 @@ def test_a_plain_machine_is_left_alone(plain_machine):
 
 
 def test_half_a_description_is_refused(plain_machine):
-  for given in (('host:1', None, None), ('host:1', 2, 2)):
-    with pytest.raises(ValueError, match='set all three'):
+  for given in (('host:1', None, None), ('host:1', 2, 2), ('host', 1, 0)):
+    with pytest.raises(ValueError, match='set all three, coordinator as HOST:PORT'):
       processes.initialize(*given)
   plain_machine.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
   with pytest.raises(ValueError, match='coordinator=host:1, num_processes=None'):
