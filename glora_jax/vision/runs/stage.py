@@ -165,11 +165,12 @@ def _run_or_load(stage: Stage, is_complete: bool, context: Context, *inputs: Any
   """
   if stage.load is None:
     return stage.run(context, *inputs)
-  is_lacking, result = True, None
+  result, is_loaded = None, False
   if is_complete:
     with contextlib.suppress(FileNotFoundError):
-      is_lacking, result = False, stage.load(context, *inputs)
-  if meshes.on_any(is_lacking):
+      result = stage.load(context, *inputs)
+      is_loaded = True
+  if meshes.on_any(not is_loaded):
     stage.run(context, *inputs)
     meshes.barrier(stage.name)  # the primary process has written
     result = stage.load(context, *inputs)
