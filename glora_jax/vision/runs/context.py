@@ -179,7 +179,8 @@ def make_context(
   mesh = over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
   counts = count_images(task)
-  settings = fit_batches(given, stages, counts, mesh)
+  splits = [split for stage in stages for split in stage.splits]
+  settings = fit_batches(given, splits, counts, mesh)
   model, params, metadata = load_backbone(settings.model, path, task.num_classes)
   size = metadata['image_size']
   settings.augment.check_size(size)
@@ -225,7 +226,7 @@ def make_context(
     facts[WEIGHTS] = sha256_of(record)
   context = dataclasses.replace(context, images=images, facts=facts)
   if left != counts:
-    context = dataclasses.replace(context, settings=fit_batches(given, stages, left, mesh))
+    context = dataclasses.replace(context, settings=fit_batches(given, splits, left, mesh))
     for stage in stages:
       stage.check(context)
   return context

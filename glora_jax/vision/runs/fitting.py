@@ -12,8 +12,7 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import MOST_COUNTED
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.task import Task
-from glora_jax.vision.runs.settings import RunSettings, TrainingSettings
-from glora_jax.vision.runs.stage import Stage
+from glora_jax.vision.runs.settings import SEARCH, RunSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def count_images(task: Task) -> dict[str, int]:
 
 def fit_batches(
   settings: RunSettings,
-  stages: Sequence[Stage],
+  splits: Sequence[str],
   counts: Mapping[str, int],
   mesh: jax.sharding.Mesh | None,
 ) -> RunSettings:
@@ -47,7 +46,7 @@ def fit_batches(
 
   Args:
     settings: the config.
-    stages: all stages of the job.
+    splits: those that something is trained on.
     counts: number of images by split.
     mesh: the devices that batches are split over.
 
@@ -55,13 +54,12 @@ def fit_batches(
     ValueError: a batch is larger than the images, cannot be cut into equal paths or split over
       the devices, or there are more steps than can be counted.
   """
-  splits = [split for stage in stages for split in stage.splits]
   sizes = [counts[split] for split in splits]
-  has_supernet = any('sampling.' in stage.reads for stage in stages)
+  has_supernet = settings.structure == SEARCH
   paths = settings.sampling.paths if has_supernet else 1
   fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
   recipes: dict[str, Recipe] = {'training': fitted.training}
-  if any('finetune.' in stage.reads for stage in stages):
+  if has_supernet and settings.finetunes:
     recipes['finetune'] = fitted.finetuning
   for name, recipe in recipes.items():
     steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))

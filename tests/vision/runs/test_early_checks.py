@@ -33,7 +33,8 @@ def prepared(config, workdir):
 
 def fitted(settings, counts=None):
   """Settings with batches that images fill."""
-  return fit_batches(settings, experiment.stages_of(settings), counts or COUNTS, None)
+  splits = [split for stage in experiment.stages_of(settings) for split in stage.splits]
+  return fit_batches(settings, splits, counts or COUNTS, None)
 
 
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
