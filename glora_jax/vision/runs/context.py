@@ -1,4 +1,4 @@
-"""What all stages of a job are given: made and checked once, before the first stage runs."""
+"""What all stages of a job are given: made and checked before the first stage runs."""
 
 from __future__ import annotations
 
@@ -162,10 +162,10 @@ def make_context(
   Args:
     given: the config; the context's batches are no larger than the images allow.
     stages: all stages of the job.
-    workdir: folder of the job, which gets only a record of the images and one of the weights; ''
-      checks and writes nothing.
-    stop: see `experiment.run`.
-    shared: see `experiment.run`.
+    workdir: folder of the job, which gets only a record of the images and one of the weights; if
+      it is '', nothing is written.
+    stop: see `job.begin`.
+    shared: see `job.begin`.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.

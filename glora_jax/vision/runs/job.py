@@ -1,7 +1,7 @@
 """How a run begins, or is read if it is finished; `experiment.run` decides which.
 
-A run that begins claims its workdir, and everything that can be wrong is checked before any of its
-stages starts.
+A run that begins claims its workdir, and all that can be known to be wrong is checked before any of
+its stages starts.
 """
 
 from __future__ import annotations
@@ -91,16 +91,17 @@ def prepare(
 ) -> Context:
   """The context of a run after checking all stages, before any of them starts; see `begin`.
 
-  Logs which stages run again, and why. The config is written first: it says what the records of
-  images and weights beside it are of, even if the start fails. The result of other fields, which
-  was not tested, is removed.
+  Logs which stages run again, and why. The config is written before the context is made: it says
+  what the records of images and weights beside it are of, even if the start fails. If fields were
+  corrected after a run without a test, its `result.json` is removed.
 
   Raises:
     ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
   """
   changes = changes_of(settings, workdir, fields_of(stages))
   if listed is not None:
-    freeze_test_list(workdir, listed)  # from now on its version is that of the stages' keys
+    # A suite has trained this run in an earlier phase; keys have the version of the list.
+    freeze_test_list(workdir, listed)
   if meshes.primary():
     if changes:
       pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)

@@ -4,18 +4,18 @@ A `Stage` declares everything about a stage. The rest follows from the list of s
 resumes, what runs again after a field was corrected, fields that nothing reads, and the order,
 titles, seconds, profiles and folders of a job.
 
-The key of a stage is a digest of the fields that it reads, the keys of the stages before it, the
-images, the weights and the version of this package, and the number of shards if something is drawn
-for each. `stage.json` in its folder has the key that the folder was made with.
+The key of a stage is 'DIGEST SHARDS': a digest of the fields that it reads, the keys of the stages
+in `after`, the images, the weights and the version of this package; and the number of shards, 1 if
+nothing is drawn for each. `stage.json` in its folder has the key that the folder was made with.
 
     WORKDIR/NAME/                         the folder of a stage
     WORKDIR/replaced/NAME/DIGEST-SHARDS/  folders of other keys; each comes back if its key does
     SHARED/NAME/DIGEST-SHARDS/            those of a stage that runs of a suite have in common: the
                                           first run makes it, under a lock, and the others read it
 
-What is complete is kept, whatever the number of shards. Once the test images may have been read,
-another key is an error, and the version in keys is that of `test_list.json`, so that a later one
-reads what is there.
+What is complete fits by its digest alone, whatever the number of shards. Once the test images may
+have been read, a folder of another key in the workdir is an error, and the version in keys is that
+of `test_list.json`, so that a later version of the package reads what is there.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ class Stage:
       which its seconds and its profile are kept.
     run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
       earlier start left in the folder, and has nothing left to do if the stage is complete.
-    load: `(context, *results) -> result`, what `run` left in the folder. Then `run` is called only
-      if the stage is not complete or lacks a file, and what it returns is not used. None if `run`
-      does both.
+    load: `(context, *results) -> result`, reads what `run` left in the folder. With it, `run` is
+      called only if the stage is not complete or lacks a file, and what it returns is not used. If
+      it is None, `run` is always called, and returns the result of a complete stage, too.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it uses.
     check: raises ValueError or OSError for what can be known before anything runs.
-    splits: those that it trains on, in batches; what it draws for them depends on the number of
-      devices that a batch is split over. Empty if nothing is trained.
-    has_folder: whether it has a folder and a key. The list, the test and the report have none: the
+    splits: those that it trains on, in batches; what it draws for them depends on
+      `context.shards`. Empty if nothing is trained.
+    has_folder: whether it has a folder. The list, the test and the report have none: the
       test has its frozen list, and the report comes last.
     shared: whether several runs may have its folder in common.
   """
@@ -119,7 +119,7 @@ class Mark(TypedDict):
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
-  """Runs the stages of a job in order; what is complete is only read.
+  """Runs the stages of a job in order; what is complete is not made again.
 
   Args:
     context: what they share.
@@ -177,6 +177,94 @@ def _run_or_load(stage: Stage, is_complete: bool, context: Context, *inputs: Any
   return result
 
 
+@contextlib.contextmanager
+def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
+  """Gives a stage a folder of the right key, and records in it how the stage went.
+
+  Interrupted starts count as seconds; reading what is complete does not.
+  """
+  folder = context.path(stage.name) if stage.has_folder else None
+  if folder:
+    _make_ready(context, stage, key)
+  mark = (folder and read_mark(folder)) or new_mark(key)
+  was_complete, start = mark['complete'], time.perf_counter()
+  try:
+    with reporting_to(functools.partial(_note_program, stage.name, mark)):
+      yield mark
+    mark['complete'] = True
+  finally:
+    if not was_complete:
+      mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
+      if folder and meshes.primary():
+        try:
+          write_json(os.path.join(folder, MARK), mark, 'stage')
+        except OSError:
+          if mark['complete']:  # else the error before this one is the one that matters
+            raise
+
+
+def _make_ready(context: Context, stage: Stage, key: str) -> None:
+  """Puts the folder of a key into place; one of another key is moved to `replaced/`."""
+  name, folder, place = stage.name, context.path(stage.name), _place(context, stage, key)
+  with meshes.primary_first(name):
+    if not meshes.primary():
+      return
+    found = read_mark(folder)
+    if found is None and names_in(folder):
+      raise UserError(
+        f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
+      )
+    if found is not None and found['key'] != key:
+      replaced = _place(context, stage, found['key'])
+      _move(folder, replaced)
+      log.info('%s: its earlier files are kept in %s.', name, replaced)
+      found = None
+    if found is None and read_mark(place) is not None:  # a correction was undone
+      _move(place, folder)
+    elif found is None:
+      os.makedirs(folder, exist_ok=True)
+      write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
+
+
+def _move(folder: str, place: str) -> None:
+  os.makedirs(os.path.dirname(place), exist_ok=True)
+  os.rename(folder, place)
+
+
+def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
+  """Logs a compilation, and adds it to the record of its stage unless that is complete."""
+  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
+  held = f'; a device holds {sizes}' if sizes else ''
+  log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
+  if mark['complete']:
+    return
+  earlier = mark['programs'].get(name, Compilation(seconds=0.0, memory={}))
+  mark['programs'][name] = Compilation(
+    seconds=round(earlier['seconds'] + found['seconds'], 2),
+    memory=max(earlier['memory'], found['memory'], key=lambda memory: sum(memory.values())),
+  )
+
+
+def new_mark(key: str) -> Mark:
+  """What `stage.json` says before a stage has begun."""
+  return Mark(key=key, complete=False, seconds=0.0, programs={})
+
+
+def read_mark(folder: str) -> Mark | None:
+  """The content of `stage.json` in a folder; None if there is none."""
+  path = os.path.join(folder, MARK)
+  try:
+    return read_json(path, 'stage', Mark, f'remove {folder} to run the stage again')
+  except (FileNotFoundError, NotADirectoryError):  # a lock, or moved by the primary process
+    return None
+
+
+def is_complete(folder: str) -> bool:
+  """Whether the stage of a folder is complete."""
+  mark = read_mark(folder)
+  return mark is not None and mark['complete']
+
+
 def prerequisites(stages: Sequence[Stage], until: str) -> list[Stage]:
   """A stage and all that it needs, in order."""
   names = {until}
@@ -223,21 +311,23 @@ def _key_of_complete(context: Context, stage: Stage, digest: str) -> str | None:
 
 
 def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
-  """Names of the stages that run again, since their folder was made with another key.
+  """Names of the stages that run again, since their folder has another key.
 
   Raises:
     ValueError: the test images were read since. Fields that differ have been named before.
   """
   keys = keys_of(context, stages)
   # Shared folders have one key each: another run's is no reason to repeat anything.
-  marks = {x.name: read_mark(context.path(x.name)) for x in stages if not is_shared(context, x)}
-  names = [name for name, mark in marks.items() if mark is not None and mark['key'] != keys[name]]
-  if names and has_test_list(context.workdir):
+  own = [stage for stage in stages if not is_shared(context, stage)]
+  marks = {stage.name: read_mark(context.path(stage.name)) for stage in own}
+  others = [x for x in own if (mark := marks[x.name]) is not None and mark['key'] != keys[x.name]]
+  if others and has_test_list(context.workdir):
     raise ValueError(
-      f'{context.path(names[0])} was made with other fields, images, weights or devices, and the '
-      'test images were read since; start with the same as before, or choose another --workdir.'
+      f'{context.path(others[0].name)} was made with other fields, images, weights or devices, and '
+      'the test images were read since; start with the same as before, or choose another --workdir.'
     )
-  return names
+  # If a correction is undone, a complete folder comes back.
+  return [x.name for x in others if not is_complete(_place(context, x, keys[x.name]))]
 
 
 def is_shared(context: Context, stage: Stage) -> bool:
@@ -294,91 +384,3 @@ def _hold(context: Context, stage: Stage) -> Iterator[None]:
     yield
   finally:
     lock.release()
-
-
-def _make_ready(context: Context, stage: Stage, key: str) -> None:
-  """Puts the folder of a key into place; one of another key is moved to `replaced/`."""
-  name, folder, place = stage.name, context.path(stage.name), _place(context, stage, key)
-  with meshes.primary_first(name):
-    if not meshes.primary():
-      return
-    found = read_mark(folder)
-    if found is None and names_in(folder):
-      raise UserError(
-        f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
-      )
-    if found is not None and found['key'] != key:
-      replaced = _place(context, stage, found['key'])
-      _move(folder, replaced)
-      log.info('%s: its earlier files are kept in %s.', name, replaced)
-      found = None
-    if found is None and read_mark(place) is not None:  # a correction was undone
-      _move(place, folder)
-    elif found is None:
-      os.makedirs(folder, exist_ok=True)
-      write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
-
-
-def _move(folder: str, place: str) -> None:
-  os.makedirs(os.path.dirname(place), exist_ok=True)
-  os.rename(folder, place)
-
-
-@contextlib.contextmanager
-def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
-  """Gives a stage a folder of the right key, and records in it how the stage went.
-
-  Interrupted starts count as seconds; reading what is complete does not.
-  """
-  folder = context.path(stage.name) if stage.has_folder else None
-  if folder:
-    _make_ready(context, stage, key)
-  mark = (folder and read_mark(folder)) or new_mark(key)
-  was_complete, start = mark['complete'], time.perf_counter()
-  try:
-    with reporting_to(functools.partial(_note_program, stage.name, mark)):
-      yield mark
-    mark['complete'] = True
-  finally:
-    if not was_complete:
-      mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
-      if folder and meshes.primary():
-        try:
-          write_json(os.path.join(folder, MARK), mark, 'stage')
-        except OSError:
-          if mark['complete']:  # else the error before this one is the one that matters
-            raise
-
-
-def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
-  """Logs a compilation, and adds it to the record of its stage unless that is complete."""
-  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
-  held = f'; a device holds {sizes}' if sizes else ''
-  log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
-  if mark['complete']:
-    return
-  earlier = mark['programs'].get(name, Compilation(seconds=0.0, memory={}))
-  mark['programs'][name] = Compilation(
-    seconds=round(earlier['seconds'] + found['seconds'], 2),
-    memory=max(earlier['memory'], found['memory'], key=lambda memory: sum(memory.values())),
-  )
-
-
-def new_mark(key: str) -> Mark:
-  """What `stage.json` says before a stage has begun."""
-  return Mark(key=key, complete=False, seconds=0.0, programs={})
-
-
-def read_mark(folder: str) -> Mark | None:
-  """The content of `stage.json` in a folder; None if there is none."""
-  path = os.path.join(folder, MARK)
-  try:
-    return read_json(path, 'stage', Mark, f'remove {folder} to run the stage again')
-  except (FileNotFoundError, NotADirectoryError):  # a lock, or moved by the primary process
-    return None
-
-
-def is_complete(folder: str) -> bool:
-  """Whether the stage of a folder is complete."""
-  mark = read_mark(folder)
-  return mark is not None and mark['complete']

@@ -88,8 +88,8 @@ def changes_of(
 ) -> tuple[Change, ...]:
   """The fields that stages read and that differ from the `config.json` of the workdir.
 
-  Until the test images are read, fields may be corrected; the stages that read them run again. The
-  tasks of a suite may not change.
+  Until the list of what is tested is frozen, fields may be corrected; the stages that read them run
+  again. The tasks of a suite may not change.
 
   Args:
     settings: the given config.
@@ -203,7 +203,7 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
 
 
 def read_test_list(workdir: Path) -> dict[str, Any] | None:
-  """What a run tests; None before it is frozen, from when on test images may be read.
+  """What a run tests; None before it is frozen.
 
   Raises:
     OSError, ValueError: the list cannot be read, is damaged, or of a later version.

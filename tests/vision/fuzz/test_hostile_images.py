@@ -68,7 +68,9 @@ def decoded_task(name, work):
 
 def odd_tree(draw, folder):
   """A folder of classes or splits, with a few links, FIFOs and damaged files."""
-  for top in draw(st.sampled_from(TOPS) | st.lists(st.sampled_from(NAMES), max_size=5)):
+  for top in draw(
+    st.sampled_from(TOPS) | st.lists(st.sampled_from(NAMES), max_size=5, unique=True)
+  ):
     for name in ('a', 'b') if top.lower() in ('train', 'val', 'test') else ('',):
       inner = folder / top / name
       inner.mkdir(parents=True, exist_ok=True)
