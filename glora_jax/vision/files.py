@@ -41,21 +41,21 @@ def sha256_of(path: Path) -> str:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-  """Writes an npy file, whole or not at all; nothing is copied in memory.
+  """Writes an array with a checksum as an npz file, whole or not at all.
 
   Raises:
     OSError: it cannot be written there.
   """
   with atomic(path) as temporary, open(temporary, 'wb') as file:
-    np.save(file, array)
+    np.savez(file, array=array)
 
 
 def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
-  """The array of an npy file that can be made again; None if it is missing, damaged or another."""
+  """The array of an npz file that can be made again; None if it is missing, damaged or another."""
   try:
-    with open_regular(path) as file:
-      array = np.lib.format.read_array(file, allow_pickle=False)
-  except Exception:  # NumPy parses the header as Python, and each parser raises its own
+    with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
+      array = content['array']
+  except Exception:  # zipfile, NumPy and the parser of its headers each raise their own
     return None
   return array if (array.shape, array.dtype) == (shape, np.dtype(dtype)) else None
 

@@ -242,7 +242,7 @@ def _path_in(cache: str, rows: Sequence[Row], images: Images) -> str:
   """The file that keeps a split, decoded."""
   content = f'{record.identify(rows)}|{images.image_size}|{images.rule}'
   name = hashlib.sha256(content.encode()).hexdigest()[:32]
-  return os.path.join(os.path.expanduser(cache), f'{name}.npy')
+  return os.path.join(os.path.expanduser(cache), f'{name}.npz')
 
 
 def _compare(name: str, old: Sequence[Row], new: Sequence[Row], is_tested: bool) -> None:
@@ -317,7 +317,7 @@ def decode(
     rule: see `load`.
     title: title of the progress bar.
     share: see `image.resize`.
-    path: npy file in which the images are kept if all can be decoded; None keeps none.
+    path: npz file in which the images are kept if all can be decoded; None keeps none.
 
   Returns:
     uint8 [image, size, size, 3]; and why each image cannot be decoded, '' for those that can.

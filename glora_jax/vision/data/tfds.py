@@ -182,7 +182,7 @@ class TfdsExamples:
     data_set: name of the data set, with all that its order depends on.
     label_of: function from the features of an example to its class.
     scale: factor from the stored values of an image to pixels.
-    record: path of the npy file that remembers the labels of many examples; None for none.
+    record: path of the npz file that remembers the labels of many examples; None for none.
     folder: folder of the data set, for messages.
   """
 
@@ -274,7 +274,7 @@ def read(
   # Beside the records, by what they are read off; a function of one's own may change.
   if isinstance(label_of, LabelFeature) and os.path.isdir(folder):
     key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
-    record = os.path.join(folder, f'glora_jax_labels-{key}.npy')
+    record = os.path.join(folder, f'glora_jax_labels-{key}.npz')
   return TfdsExamples(source, data_set, label_of, scale, record, folder)
 
 

@@ -227,8 +227,8 @@ def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplo
   assert times_read() == 10
   for damage in (
     lambda path: path.write_bytes(path.read_bytes()[:100]),  # a disk that was full
-    lambda path: np.save(path, np.zeros(3)),
-    lambda path: np.save(path, np.zeros((2, 8, 8, 3), np.uint8)),
+    lambda path: np.savez(path, array=np.zeros(3)),
+    lambda path: np.savez(path, array=np.zeros((2, 8, 8, 3), np.uint8)),
   ):
     caplog.clear()
     for path in cache.iterdir():
