@@ -41,12 +41,13 @@ def share_of(size: int, short_side: int) -> float | None:
 def normalization_of(
   mean: Sequence[float], deviation: Sequence[float]
 ) -> Normalization | tuple[list[float], list[float]]:
-  """The name of a normalization, or mean and deviation themselves where it has none."""
-  given = list(mean), list(deviation)
+  """The name of a normalization, or its `statistics` if it has none."""
+  given = tuple(mean), tuple(deviation)
   for name, known in NORMALIZATIONS.items():
     if np.allclose(known, given, atol=2e-3):
       return name
-  return given
+  mean, deviation = statistics(given)
+  return list(mean), list(deviation)
 
 
 def require_normalization(
