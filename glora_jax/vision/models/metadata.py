@@ -38,16 +38,13 @@ def share_of(size: int, short_side: int) -> float | None:
   return None if short_side == round(size / CROP) else size / short_side
 
 
-def normalization_of(
-  mean: Sequence[float], deviation: Sequence[float]
-) -> Normalization | tuple[list[float], list[float]]:
+def normalization_of(mean: Sequence[float], deviation: Sequence[float]) -> str | list[list[float]]:
   """The name of a normalization, or its `statistics` if it has none."""
   given = tuple(mean), tuple(deviation)
   for name, known in NORMALIZATIONS.items():
     if np.allclose(known, given, atol=2e-3):
       return name
-  mean, deviation = statistics(given)
-  return list(mean), list(deviation)
+  return [list(numbers) for numbers in statistics(given)]  # as JSON has them
 
 
 def require_normalization(
