@@ -232,7 +232,7 @@ def _read_hints(file: str, format: Format) -> dict[str, Any]:
   config = read_json(path)
   with _naming(path):
     of_format = format.read_config(config)
-    ours = dict(config.get(OURS, {}))  # in the config of a workdir it has no model
+    ours = {**config.get(OURS, {})}  # in the config of a workdir it has no model
     hints = {**ours.pop('model', {}), **ours, **of_format}
     check_facts(hints)
   if of_format and format.preprocessor is not None:

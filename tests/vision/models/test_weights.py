@@ -46,7 +46,7 @@ def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits():
 @pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
 def test_class_names_and_a_normalization_without_a_name_pass_through_their_files(name, tmp_path):
   model, params, metadata = weights.load(FIXTURES / name)
-  known = {'classes': CLASSES, 'normalization': ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])}
+  known = {'classes': CLASSES, 'normalization': [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}
   weights.save(tmp_path, model, params, metadata | known, metadata['source'])
   config = json.loads((tmp_path / 'config.json').read_text())
   del config['glora_jax']
