@@ -14,6 +14,8 @@ from glora_jax.files import read_json
 from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.context import make_context
+from glora_jax.vision.runs.fields import sections
+from glora_jax.vision.runs.settings import RunSettings
 
 
 def make_config(weights):
@@ -84,6 +86,11 @@ def wait_for(process, *paths):
   """Waits until a process has made one of some paths, or has ended."""
   while process.poll() is None and not any(path.exists() for path in paths):
     time.sleep(0.01)
+
+
+def all_fields():
+  """All fields of a config, see `fields.Field`."""
+  return [field for _, _, fields in sections(RunSettings()) for field in fields]
 
 
 def stages_of(config):

@@ -172,7 +172,7 @@ class Task:
     """The examples of a split, or of several joined with '+', in their stored order.
 
     Raises:
-      ValueError: the split is empty, or has a label that is no class.
+      ValueError: the split is empty, or a label is not one of the classes.
     """
     stored = [self.splits[part] for part in split.split('+')]
     parts = [part() if callable(part) else part for part in stored]

@@ -220,7 +220,7 @@ def variables_before_training(
 
 
 def check_ranks(adapted: Adapted) -> None:
-  """Raises ValueError if a LoRA rank on offer is too large for every layer."""
+  """Raises ValueError if a LoRA rank of the search space is too large for every layer."""
   sides = [min(layer.in_features, layer.out_features) for layer in adapted.spec]
   ranks = {rank for layer in adapted.spec for rank in layer.space.ranks}
   if beyond := [rank for rank in sorted(ranks) if rank > max(sides)]:

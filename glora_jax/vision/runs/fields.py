@@ -176,12 +176,6 @@ def meanings_of(section: type) -> dict[str, str]:
   return found
 
 
-def walk(settings: Any) -> Iterator[Field]:
-  """All fields of settings and of nested settings."""
-  for _, _, fields in sections(settings):
-    yield from fields
-
-
 def describe(only: Collection[str] = ()) -> str:
   """The help text of a config: name, default, type, range and meaning of every field.
 

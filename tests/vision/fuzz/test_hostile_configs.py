@@ -8,13 +8,13 @@ import ml_collections
 from hypothesis import given
 from judging import REFUSED, cases, judged, new_place
 from spoiling import NASTY
+from tiny_runs import all_fields
 
 from glora_jax.vision.runs.config import check_config, default_config
-from glora_jax.vision.runs.fields import values_of, walk
-from glora_jax.vision.runs.settings import RunSettings
+from glora_jax.vision.runs.fields import values_of
 from glora_jax.vision.runs.workdir import changes_of, read_values, write_config
 
-FIELDS = {field.name: field for field in walk(RunSettings())}
+FIELDS = {field.name: field for field in all_fields()}
 DEFAULTS = default_config().to_dict()
 SECTIONS = sorted(name for name, value in DEFAULTS.items() if isinstance(value, dict))
 TEXTS = ('lora:2@qkv', 'hira@(', 'x.json', '~', 'folder:', 'hf:a/b', '0' * 64)

@@ -6,12 +6,13 @@ import re
 
 import pytest
 from places import CONFIGS, get_config
+from tiny_runs import all_fields
 
 from glora_jax import main
 from glora_jax.errors import UserError
 from glora_jax.method.space import SearchSpace
 from glora_jax.vision.runs.config import check_config, default_config
-from glora_jax.vision.runs.fields import NEEDED, walk
+from glora_jax.vision.runs.fields import NEEDED
 from glora_jax.vision.runs.settings import RunSettings
 
 
@@ -93,12 +94,12 @@ def test_open_ranks_are_those_of_the_structure():
 
 @pytest.mark.parametrize(
   'flag, names',
-  [('--help_config', NEEDED), ('--help_config=all', [name for name, *_ in walk(RunSettings())])],
+  [('--help_config', NEEDED), ('--help_config=all', [name for name, *_ in all_fields()])],
 )
 def test_the_help_of_the_config_shows_its_fields(flag, names):
   page = main.PAGES[flag]()
   assert sorted(re.findall(r'^  --config\.([\w.]+)=', page, re.M)) == sorted(names)
-  assert all(field.meaning for field in walk(RunSettings()))
+  assert all(field.meaning for field in all_fields())
   assert page.endswith('--help_config=all shows all fields.') == (flag == '--help_config')
 
 
@@ -113,8 +114,8 @@ def test_arguments_reach_the_fields():
 
 
 def test_every_number_of_a_config_has_a_range():
-  fields = [field for field in walk(RunSettings()) if 'number' in field.expected]
-  fields += [field for field in walk(RunSettings()) if 'integer' in field.expected]
+  fields = [field for field in all_fields() if 'number' in field.expected]
+  fields += [field for field in all_fields() if 'integer' in field.expected]
   assert all(field.limits for field in fields)
 
 

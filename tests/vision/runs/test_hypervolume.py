@@ -13,7 +13,7 @@ SPEC = Spec((Layer('dense', 8, 8),))
 
 
 def scored(genomes, correct):
-  """An archive of structures, each in a generation of its own, that were scored on 100 images."""
+  """An archive of one structure for each generation, scored on 100 images."""
   archive = Archive.empty(SPEC)
   for generation, (genome, number) in enumerate(zip(genomes, correct, strict=True)):
     archive = archive.extended(genome[None], [number], [1.0], generation)

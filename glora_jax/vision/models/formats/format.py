@@ -46,7 +46,7 @@ class Format(abc.ABC):
     name: name of the format.
     signature: pattern of names that only this format has.
     is_written: whether checkpoints are also written in it.
-    class_pos: whether the class token has a position embedding of its own in the file.
+    class_pos: whether the file has a position embedding for the class token.
     prefix: what stands before all names in the file.
     kept: tensors of the file that the model has no use for.
     patch_kernel: name of the patch embedding's kernel; what stands before it in a file is the

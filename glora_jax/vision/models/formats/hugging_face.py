@@ -136,7 +136,7 @@ class HuggingFace(TorchFormat):
     return dataclasses.replace(self, prefix=prefix)
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-    """As `Format.read_config`; the normalization stands in a file of its own."""
+    """As `Format.read_config`; the normalization is in `preprocessor_config.json`."""
     if config.get('model_type') not in MODEL_TYPES:
       return {}
     if config.get('use_swiglu_ffn'):

@@ -72,7 +72,7 @@ def recognize(path: str, names: Sequence[str]) -> Format:
   if len(found) > 1:
     prefixes = ', '.join(prefix or 'no prefix' for prefix in found)
     raise ValueError(
-      f'{path} holds several models, below {prefixes}; save one of them to a file of its own.'
+      f'{path} holds several models, below {prefixes}; save one of them to a separate file.'
     )
   ((prefix, format),) = found.items()
   return dataclasses.replace(format, prefix=prefix)

@@ -212,7 +212,6 @@ def choose_within(budget: int | None, found: Allocation) -> Allocation:
     found: scores and starting values, at the knee.
   """
   if budget is None:
-    log.info('No budget given: using the knee of the curve, %s parameters.', f'{found.budget:,}')
     return found
   genome = choose(found.spec, found.scores, budget)
   return dataclasses.replace(found, genome=genome, budget=budget, proposed=False)

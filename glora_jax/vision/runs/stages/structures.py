@@ -7,6 +7,7 @@ after a gradient by what that cost (`AllocationSettings.epochs`).
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TypedDict
 
@@ -41,6 +42,8 @@ from glora_jax.vision.runs.stages.allocation import (
 )
 from glora_jax.vision.runs.stages.training import TRAINING, FullFineTuning, Training, train
 from glora_jax.vision.structure_names import file_name
+
+log = logging.getLogger(__name__)
 
 FOLDER = 'structure'
 FILE = 'file'  # the name of a structure from a file
@@ -162,13 +165,15 @@ def _check_budget(context: Context) -> None:
 def _choose(context: Context, found: Allocation) -> Model:
   """The gradient's structure within the budget, with the head that the gradient was taken with."""
   allocation = choose_within(context.settings.budget, found)
+  if allocation.proposed:
+    log.info('No budget given: using the knee of the curve, %s parameters.', f'{found.budget:,}')
   learner = context.place(GRADIENT).adapted.fix(allocation.genome)
   return Model(learner, allocation.variables, allocation=allocation)
 
 
 def _write_choice(context: Context, found: Allocation) -> None:
   """Writes the gradient's structure, to be read by people."""
-  _write(context, found.spec, _choose(context, found).genome)
+  _write(context, found.spec, choose_within(context.settings.budget, found).genome)
 
 
 def _look_up(context: Context) -> None:
