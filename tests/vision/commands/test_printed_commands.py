@@ -9,13 +9,12 @@ import pytest
 from absl import flags
 from places import CONFIGS, ROOT
 from test_docs import PAGES, README, RESULTS, name_of
+from tiny_runs import all_fields
 
 from glora_jax import main
 from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.fields import walk
-from glora_jax.vision.runs.settings import RunSettings
 
-FIELDS = {name for name, *_ in walk(RunSettings())}
+FIELDS = {field.name for field in all_fields()}
 
 
 @pytest.mark.parametrize('page', [README, RESULTS, *PAGES], ids=name_of)
