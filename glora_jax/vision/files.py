@@ -1,13 +1,17 @@
-"""Files of runs and of images: arrays, lines of JSON, numbers in JSON that may not be finite."""
+"""Files of runs and of images: arrays, lines of JSON, predictions as a CSV.
+
+Numbers in JSON may not be finite.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,6 +150,44 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
   if damaged_lines:
     log.warning('%s: ignoring %d damaged lines.', path, damaged_lines)
   return lines
+
+
+class PredictionRow(NamedTuple):
+  """A line of a CSV of predictions.
+
+  Attributes:
+    file: the image, as `images.csv` or the command line names it.
+    label: name of its class; empty if it is unknown.
+    answer: name of the class that the model answers; empty if the image cannot be decoded.
+    probabilities: of the classes, in their order; empty texts if the image cannot be decoded.
+  """
+
+  file: str
+  label: str
+  answer: str
+  probabilities: Iterable[Any]
+
+
+def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[PredictionRow]) -> None:
+  """Writes predictions as a CSV, whole or not at all: a line for each image.
+
+  The columns are file, label, answer, and the probability of each class, under its name.
+
+  Args:
+    path: path of the file.
+    classes: names of the classes.
+    rows: the lines, which may be made while they are written.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
+  with (
+    atomic(path) as temporary,
+    open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file,
+  ):
+    writer = csv.writer(file)
+    writer.writerow([*PredictionRow._fields[:3], *classes])
+    writer.writerows([*row[:3], *row.probabilities] for row in rows)
 
 
 def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

@@ -1,5 +1,6 @@
 """Arrays and lines in files: of a kind and a format, and damage explained."""
 
+import csv
 import json
 import logging
 import zipfile
@@ -64,3 +65,22 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     assert files.read_lines(path, 'metrics', Row) == [{'params': 1, 'accuracy': 0.5}]
   assert f'{path}: ignoring 3 damaged lines.' in caplog.text
+
+
+def test_predictions_are_read_back_exactly_whatever_the_names(tmp_path):
+  path, classes = tmp_path / 'predictions.csv', ['a "cat", or\n', 'file']
+  probabilities = np.random.default_rng(0).dirichlet([1, 1], 3).astype(np.float32)
+  names = ['a/\udcff.png', 'ü, b.png', '"']
+  rows = [
+    files.PredictionRow(name, 'file', classes[0], shares)
+    for name, shares in zip(names, probabilities, strict=True)
+  ]
+  files.write_predictions(
+    path, classes, [*rows, files.PredictionRow('broken.png', '', '', ['', ''])]
+  )
+  with open(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
+    header, *lines, broken = csv.reader(file)
+  assert header == ['file', 'label', 'answer', *classes]
+  assert [line[:3] for line in lines] == [[name, 'file', classes[0]] for name in names]
+  assert_array_equal(np.array([line[3:] for line in lines], np.float32), probabilities)
+  assert broken == ['broken.png', *[''] * 4]
