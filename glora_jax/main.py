@@ -26,6 +26,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -213,7 +214,7 @@ def run(
 
 
 def workdir_of_config() -> str:
-  """`--workdir`, or a folder in `runs` named after the config and its arguments.
+  """`--workdir`, or else `workdir_named_after` the config.
 
   Raises:
     UserError: it is not a path.
@@ -221,10 +222,24 @@ def workdir_of_config() -> str:
   if WORKDIR.value:
     with user_errors():
       return os.path.expanduser(check_path(WORKDIR.value))
-  filename = config_flags.get_config_filename(flags.FLAGS['config'])
-  path, _, arguments = filename.partition(':')
-  parts = arguments.strip('/').replace('/', '_').split(',')
-  return os.path.join('runs', '-'.join([pathlib.Path(path).stem, *filter(None, parts)]))
+  return workdir_named_after(config_flags.get_config_filename(flags.FLAGS['config']))
+
+
+def workdir_named_after(config: str) -> str:
+  """A folder in `runs`, named after a config and its arguments in words.
+
+  Paths among them are relative to the current folder, which keeps names short.
+
+  Example:
+    >>> workdir_named_after('configs/own.py:../data/photos/,structure=lora:4')
+    'runs/own-data-photos-structure-lora-4'
+  """
+  path, _, arguments = config.partition(':')
+  parts = [pathlib.Path(path).stem]
+  for argument in arguments.split(','):
+    name, _, value = argument.rpartition('=')
+    parts += [name, os.path.relpath(value or '.')]
+  return os.path.join('runs', '-'.join(re.findall(r'\w[\w.]*', ' '.join(parts))))
 
 
 def open_page(path: str) -> None:

@@ -5,7 +5,8 @@
 The model is a run's `folded/` (the run's folder works too), or any checkpoint with a head that
 `weights.load` reads, also from the hub (`hf:owner/name`). Folders are searched with all their
 subfolders. An image that cannot be decoded is reported on stderr, the others are classified, and
-the exit code is 1. `--json` prints one JSON object per line.
+the exit code is 1. `--json` prints one JSON object per line. `--csv FILE` writes a table in
+place of answers: for each image its file, the answer, and the probability of each class.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
-
-from tqdm.auto import tqdm
+from collections.abc import Iterator, Sequence
 
 from glora_jax.checks import printable
 from glora_jax.errors import MissingPackageError
+from glora_jax.progress import progress_bar
 
 try:
   from glora_jax.vision.data import image
   from glora_jax.vision.data.normalization import NORMALIZATIONS
+  from glora_jax.vision.files import PredictionRow, require_free, write_predictions
   from glora_jax.vision.models.classifier import Classifier, find_images, most_probable
   from glora_jax.vision.runs.processes import require_devices
   from glora_jax.vision.runs.terminal import reported, run_program, user_errors
 except MissingPackageError as error:
   sys.exit(f'error: {error}')
 
-MANY = 200  # images from which on a progress bar is shown
 SHOWN = 3  # classes per line by default
 
 
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with reported(debug=given.debug):
     with user_errors():
       images = find_images(given.images)
+      if given.csv is not None:
+        require_free(given.csv, given.overwrite, images)
       require_devices()
       classifier = Classifier(
         given.model,
@@ -53,10 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_heads=given.num_heads,
         key=given.key,
       )
-    unreadable = _answer(classifier, images, given)
+    unreadable: list[str] = []
+    rows = _answer(classifier, images, given, unreadable)
+    if given.csv is None:
+      for _ in rows:
+        pass
+    else:
+      write_predictions(given.csv, classifier.classes, rows)
   if unreadable:
     sys.exit(
-      f'error: {unreadable} of {len(images)} images cannot be read; the others were classified.'
+      f'error: {len(unreadable)} of {len(images)} images cannot be read; '
+      'the others were classified.'
     )
 
 
@@ -79,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     help=f'classes per image; {SHOWN} by default, all with --json',
   )
   parser.add_argument('--json', action='store_true', help='print one JSON object per line')
+  parser.add_argument('--csv', metavar='FILE', help='write the probabilities of all classes')
+  parser.add_argument('--overwrite', action='store_true', help='let --csv replace a file')
   parser.add_argument(
     '--batch-size', type=_positive, default=64, metavar='N', help='images per batch, 64 by default'
   )
@@ -104,28 +115,34 @@ def _positive(text: str) -> int:
   return int(text)
 
 
-def _answer(classifier: Classifier, images: Sequence[str], given: argparse.Namespace) -> int:
-  """Prints an answer for each image; returns the number that cannot be read."""
+def _answer(
+  classifier: Classifier, images: Sequence[str], given: argparse.Namespace, unreadable: list[str]
+) -> Iterator[PredictionRow]:
+  """The lines of a CSV, printing answers unless one is written.
+
+  Images that cannot be read are added to the list.
+  """
   count = given.top or (None if given.json else SHOWN)
-  unreadable = 0
+  is_printed = given.csv is None
   # On a terminal the answers show the progress, and a bar would be in their way.
-  without_bar = len(images) < MANY or sys.stdout.isatty()
-  with tqdm(total=len(images), unit='image', disable=without_bar) as bar:
+  wanted = not (is_printed and sys.stdout.isatty())
+  with progress_bar(total=len(images), unit='image', wanted=wanted) as bar:
     for path, outcome in classifier(images, batch_size=given.batch_size):
       bar.update()
       if isinstance(outcome, str):
-        unreadable += 1
+        unreadable.append(path)
         bar.write(f'error: {printable(path)}: {outcome}', file=sys.stderr)
         if given.json:
           print(json.dumps({'image': path, 'error': outcome}))
+        yield PredictionRow(path, '', '', [''] * len(classifier.classes))
         continue
       best = most_probable(classifier.classes, outcome, count)
       if given.json:
         print(json.dumps({'image': path, **best[0], 'classes': best}))
-      else:
+      elif is_printed:
         answers = ', '.join(f'{row["class"]} ({row["probability"]:.1%})' for row in best)
         print(printable(f'{path}: {answers}'))
-  return unreadable
+      yield PredictionRow(path, '', best[0]['class'], outcome)
 
 
 def command() -> None:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 from glora_jax.checks import field, shown, validate, validate_fields
 from glora_jax.method.draws import random_genomes, require_feasible, shrink
@@ -22,6 +21,7 @@ from glora_jax.method.genomes import canonicalize, check_population, count_param
 from glora_jax.method.sample import check_key
 from glora_jax.method.space import Spec
 from glora_jax.method.validation import as_numbers
+from glora_jax.progress import progress_bar
 from glora_jax.search.archive import Archive, Fitness
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.pareto import nondominated_order
@@ -140,12 +140,12 @@ def evolve(
     if genomes is not None:
       check_population(spec, genomes)
   first = int(archive.generation.max()) + 1 if len(archive) else 0
-  with tqdm(
+  with progress_bar(
     range(settings.generations + 1),
     initial=first,
     desc='search',
     unit='generation',
-    disable=not progress,
+    wanted=progress,
   ) as bar:
     for generation in range(first, settings.generations + 1):
       seed = np.asarray(jax.random.key_data(jax.random.fold_in(key, generation)))

@@ -18,7 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from glora_jax.compiling import reported
 from glora_jax.mesh import options_of_one_pass, replicated, settle, split_rows
@@ -30,6 +29,7 @@ from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.validation import check_only_arrays
+from glora_jax.progress import progress_bar
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import (
   Probe,
@@ -85,7 +85,8 @@ class Pass:
     arrays = total, probes
     total, probes = jax.device_put(arrays) if self.mesh is None else settle(self.mesh, arrays)
     fixed, measured = settle(self.mesh, fixed), []
-    for number, batch in enumerate(tqdm(batches, 'gradient', unit='batch', disable=not progress)):
+    bar = progress_bar(batches, 'gradient', unit='batch', wanted=progress)
+    for number, batch in enumerate(bar):
       check_only_arrays(f'arrays of batch {number}', batch)
       key = jax.random.fold_in(self.key, number)
       arguments = total, probes, fixed, split_rows(self.mesh, batch), key

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown, validate
@@ -26,6 +25,7 @@ from glora_jax.compiling import reported
 from glora_jax.method.forward import loss_and_metrics
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import check_only_arrays
+from glora_jax.progress import progress_bar
 from glora_jax.training.batches import Loader, Resident, Streamed, source_of, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
@@ -486,7 +486,9 @@ def minimize(
     make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_replicated(frozen)),
   )
   show = progress and meshes.primary()
-  with tqdm(total=last, initial=min(first, last), desc=title, unit='step', disable=not show) as bar:
+  with progress_bar(
+    total=last, initial=min(first, last), desc=title, unit='step', wanted=show
+  ) as bar:
     block = next(blocks, None)
     while block is not None:
       trainable, opt_state, done, metrics = steps(

@@ -20,10 +20,10 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import listed, printable
+from glora_jax.progress import progress_bar
 from glora_jax.training import batches
 from glora_jax.vision.data import record
 from glora_jax.vision.data.image import CROP, ResizeRule, resize
@@ -408,8 +408,8 @@ def in_parallel(function: Callable[[int], Any], number: int, title: str) -> list
   """
   together = max(1, min(_MOST_TOGETHER, number // (4 * _THREADS)))
   results = _in_order(function, number, together)
-  is_short = number < _FEWEST_WITH_PROGRESS
-  return list(tqdm(results, title, total=number, unit='image', disable=is_short))
+  is_long = number >= _FEWEST_WITH_PROGRESS
+  return list(progress_bar(results, title, total=number, unit='image', wanted=is_long))
 
 
 def _in_order(

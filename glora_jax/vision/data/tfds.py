@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm.auto import tqdm
 
 from glora_jax.checks import shown
 from glora_jax.files import first_line
+from glora_jax.progress import progress_bar
 from glora_jax.vision.data.image import decode, from_array
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
 from glora_jax.vision.data.task import Example, Examples, Part, Source, Task
@@ -33,7 +33,7 @@ Builder = tfds.core.DatasetBuilder
 Features = Mapping[str, Any]  # of one example, as TFDS gives them
 LabelFunction = Callable[[Features], int]
 
-FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered, and read with a progress bar
+FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered
 _READ_AT_ONCE = 256  # examples whose labels are read together, images and all
 
 
@@ -221,9 +221,8 @@ class TfdsExamples:
     if record is not None and (kept := read_array(record, (number,), np.int32)) is not None:
       return kept
     labels = np.empty(number, np.int32)
-    is_short = number < FEWEST_REMEMBERED
     starts = range(0, number, _READ_AT_ONCE)
-    for start in tqdm(starts, 'reading labels', unit_scale=_READ_AT_ONCE, disable=is_short):
+    for start in progress_bar(starts, 'reading labels', unit_scale=_READ_AT_ONCE):
       indices = range(start, min(start + _READ_AT_ONCE, number))
       labels[indices] = [self.label_of(features) for features in self._features_of(indices)]
     if record is not None:

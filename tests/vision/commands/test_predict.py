@@ -3,6 +3,7 @@
 Its answers are those of the adapted model, whatever the format; wrong inputs are one sentence.
 """
 
+import csv
 import json
 import os
 import re
@@ -122,6 +123,35 @@ def test_an_unreadable_image_is_named_and_the_others_are_answered(photos, folded
   assert f'error: {broken}: not a readable image' in errors
   assert 'error: 1 of 3 images cannot be read; the others were classified.' in errors
   assert ask(folded, broken)[:2] == (1, [])
+
+
+def test_a_table_has_the_probabilities_of_every_class_and_a_line_for_what_is_broken(
+  photos, folded, tmp_path, ask
+):
+  broken, table = tmp_path / 'broken.png', tmp_path / 'table.csv'
+  broken.write_bytes(b'')
+  images = photos / 'a.JPG', broken, photos / 'b.png'
+  expected = [json.loads(line) for line in ask(folded, '--json', *images)[1]]
+  code, printed, errors = ask(folded, '--csv', table, *images, '--batch-size', 2)
+  assert (code, printed) == (1, [])
+  assert '1 of 3 images' in errors
+  with open(table, newline='', encoding='utf-8') as file:
+    rows = [*csv.DictReader(file)]
+  assert [row['file'] for row in rows] == [str(image) for image in images]
+  for row, answer in zip(rows, expected, strict=True):
+    shares = {
+      each['class']: str(np.float32(each['probability'])) for each in answer.get('classes', ())
+    }
+    assert row == {'file': answer['image'], 'label': '', 'answer': answer.get('class', '')} | (
+      shares or dict.fromkeys(CLASSES, '')
+    )
+  before = table.read_bytes()
+  code, _, errors = ask(folded, '--csv', table, photos / 'b.png')
+  assert code == 1
+  assert 'table.csv already exists; choose another path, or pass --overwrite' in errors
+  assert table.read_bytes() == before
+  assert ask(folded, '--csv', table, photos / 'b.png', '--overwrite') == (0, [], '')
+  assert len(table.read_text().splitlines()) == 2
 
 
 def test_classes_without_names_are_numbers(problem, photos, tmp_path, ask):

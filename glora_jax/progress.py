@@ -1,0 +1,24 @@
+"""Progress bars, which only a person who watches should see."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+SOON = 1.0  # seconds; what is done by then needs no bar
+
+
+def progress_bar(*arguments: Any, wanted: bool = True, **options: Any) -> tqdm:
+  """A bar of tqdm's on a terminal or in a notebook; elsewhere one that shows nothing.
+
+  In a log file, each of its updates would be a line.
+
+  Args:
+    *arguments: see `tqdm.tqdm`.
+    wanted: whether to show it.
+    **options: see `tqdm.tqdm`.
+  """
+  is_watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+  return tqdm(*arguments, delay=SOON, disable=not (wanted and is_watched), **options)
