@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from glora_jax.vision.files import PredictionRow
+from glora_jax.vision.metrics import confusion_matrix
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.page import Heading
 
@@ -21,10 +23,10 @@ class Outcome(NamedTuple):
   Attributes:
     names: names of the classes.
     labels: the true classes, int [image].
-    classes: the answers, int [image].
-    probabilities: probability of each answer, [image].
+    classes: the answers, int [image]; -1 for none.
+    probabilities: those of all classes, float [image, class].
     pixels: function from indices of images to uint8 [image, size, size, 3].
-    file: function from the index of an image to its file, if it has one, else ''.
+    files: names of the images, as in `images.csv`.
   """
 
   names: Sequence[str]
@@ -32,7 +34,14 @@ class Outcome(NamedTuple):
   classes: np.ndarray
   probabilities: np.ndarray
   pixels: Callable[[np.ndarray], np.ndarray]
-  file: Callable[[int], str]
+  files: Sequence[str]
+
+  def rows(self) -> Iterator[PredictionRow]:
+    """The lines of `predictions.csv`."""
+    names = (*self.names, '')
+    for at, file in enumerate(self.files):
+      answer = names[self.classes[at]]
+      yield PredictionRow(file, names[self.labels[at]], answer, self.probabilities[at])
 
 
 class Class(NamedTuple):
@@ -76,9 +85,9 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
   if outcome is None:
     return []
   classes = outcome.names
-  matrix = np.zeros((len(classes), len(classes)), int)  # [true, answer]
-  np.add.at(matrix, (outcome.labels, outcome.classes), 1)
-  confused = matrix - np.diag(np.diag(matrix))
+  answers = (*classes, 'no class')
+  matrix = confusion_matrix(outcome.labels, outcome.classes, len(classes))
+  confused = matrix * ~np.eye(*matrix.shape, dtype=bool)
   wrong, number = np.flatnonzero(outcome.classes != outcome.labels), len(outcome.labels)
   told, is_small = (
     f'All {number:,} test images are classified correctly.',
@@ -86,26 +95,27 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
   )
   if len(wrong):
     told = f'{len(wrong):,} of {number:,} test images are misclassified.'
-  blocks = [told, is_small and Confusion(confusion_rows(classes, matrix))]
+  blocks = [told, is_small and Confusion(confusion_rows(classes, matrix[:, :-1]))]
   if len(wrong):
     pairs = sorted(np.argwhere(confused).tolist(), key=lambda pair: -confused[tuple(pair)])
     named = [
       (
-        f'{classes[true]}, taken for {classes[answer]}',
+        f'{classes[true]}, taken for {answers[answer]}',
         matrix[true, answer],
         f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
       )
       for true, answer in pairs[: WORST if is_small else PAIRS]
     ]
     # Equally sure ones stay in the order of the images.
-    surest = wrong[np.argsort(-outcome.probabilities[wrong], kind='stable')][:IMAGES]
+    probabilities = outcome.probabilities.max(-1)
+    surest = wrong[np.argsort(-probabilities[wrong], kind='stable')][:IMAGES]
     images = [
       Image(
         pixels,
-        outcome.file(at),
+        outcome.files[at],
         classes[outcome.labels[at]],
-        classes[outcome.classes[at]],
-        f'{100 * outcome.probabilities[at]:.1f}%',
+        answers[outcome.classes[at]],
+        f'{100 * probabilities[at]:.1f}%',
       )
       for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
     ]

@@ -31,16 +31,12 @@ class Predictions(NamedTuple):
   """The answers of one structure for each image.
 
   Attributes:
-    classes: the most probable class, int32 [image].
-    probabilities: its probability, float32 [image].
+    classes: the most probable class, int32 [image]; -1 if the probabilities are not finite.
+    probabilities: those of all classes, float32 [image, class].
   """
 
   classes: Any
   probabilities: Any
-
-  def are(self, labels: Any) -> Any:
-    """Which of them are these labels, bool [image]; none whose probability is not finite."""
-    return (self.classes == labels) & np.isfinite(self.probabilities)
 
 
 def make_predictor(
@@ -51,8 +47,6 @@ def make_predictor(
   mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Any, Any], Predictions]:
   """A compiled function that predicts the classes of a batch of images with a folded structure.
-
-  Of what it computes it keeps two numbers an image.
 
   Args:
     adapted: the adapted model, whose own structure does not matter.
@@ -70,7 +64,9 @@ def make_predictor(
     logits = call_model(adapted, variables, preprocess(images, None)).astype(jnp.float32)
     if classes is not None:
       logits = jnp.where(classes, logits, -jnp.inf)
-    return Predictions(logits.argmax(-1).astype(jnp.int32), jax.nn.softmax(logits).max(-1))
+    probabilities = jax.nn.softmax(logits)
+    answers = jnp.where(jnp.isfinite(probabilities).all(-1), logits.argmax(-1), -1)
+    return Predictions(answers.astype(jnp.int32), probabilities)
 
   whole = None if mesh is None else meshes.replicated(mesh)
   return reported('predictions', jax.jit(predict, out_shardings=whole))
@@ -112,7 +108,7 @@ def measure(context: Context, model: Model, split: str) -> dict[str, float]:
 
 
 def predict(context: Context, model: Model, split: str) -> Predictions:
-  """A structure's answers for every image of a split, as NumPy arrays [image]."""
+  """A structure's answers for every image of a split, as NumPy arrays."""
   variables, predictor = _folded(context, model), _compiled(context, _predictor, split)
   images = context.images.split(split)
   number = len(images.labels)

@@ -70,6 +70,15 @@ def pixels(indices):
   return np.zeros((len(indices), 8, 8, 3), np.uint8)
 
 
+def make_outcome(classes, labels, answers, shares):
+  """Answers with their probabilities; all other classes of an image share the rest."""
+  rest = (1 - shares) / (len(classes) - 1)
+  probabilities = np.repeat(rest[:, None], len(classes), axis=1)
+  probabilities[np.arange(len(labels)), answers] = shares
+  files = [f'{classes[label]}/{number}.jpg' for number, label in enumerate(labels)]
+  return Outcome(classes, labels, answers, probabilities, pixels, files)
+
+
 def structure(params, accuracy, paired=None, **fields):
   """A structure of a run; `paired` are the images that only the result, or only it, got right."""
   measured = {'val_accuracy': accuracy, 'val_loss': 1.0, 'test_accuracy': accuracy}
@@ -107,7 +116,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
       'search': structure(params, 0.8, label='searched, finetuned', best_epoch=1, **described),
     },
   }
-  outcome = Outcome(classes, labels, answers, np.linspace(0.5, 0.99, 40), pixels, str)
+  outcome = make_outcome(classes, labels, answers, np.linspace(0.5, 0.99, 40))
   return Findings(result, spec, archive, allocation, outcome)
 
 

@@ -8,7 +8,6 @@ import pages
 import pytest
 
 from glora_jax.vision.reports import accuracy, errors, making, report
-from glora_jax.vision.reports.errors import Outcome
 
 
 @pytest.mark.parametrize('paired, is_doubtful', [((24, 0), False), ((84, 60), True)])
@@ -39,13 +38,13 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
 
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
-  labels, classes = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 0, 1, 0])
-  probabilities = np.array([0.8, 0.9, 0.9, 0.9, 0.8])
-  found = Outcome(['a_b', 'dog', 'x|y'], labels, classes, probabilities, pages.pixels, str)
+  labels, answers = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 0, 1, 0])
+  shares = np.array([0.8, 0.9, 0.9, 0.9, 0.8])
+  found = pages.make_outcome(['a_b', 'dog', 'x|y'], labels, answers, shares)
   told, confusion, _, pairs, _, _, images = errors.blocks_of(found)
   assert told == '3 of 5 test images are misclassified.'
   shown = [(image.probability, image.file) for image in images.images]
-  assert shown == [('90.0%', '1'), ('80.0%', '0'), ('80.0%', '4')]
+  assert shown == [('90.0%', 'a_b/1.jpg'), ('80.0%', 'a_b/0.jpg'), ('80.0%', 'x|y/4.jpg')]
   assert pairs.bars == [('a_b, taken for dog', 2, '2 of 3'), ('x|y, taken for a_b', 1, '1 of 1')]
   assert [[count for count, _ in row.cells] for row in confusion.rows] == [
     [1, 2, 0],

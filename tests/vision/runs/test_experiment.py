@@ -1,6 +1,7 @@
 """Whole runs in this process: stages, files, protocols, reports, wrong inputs."""
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
@@ -48,6 +49,7 @@ FILES = {
   'folded',
   'test_list.json',
   'table.csv',
+  'predictions.csv',
   'result.json',
   'report.html',
 }
@@ -151,6 +153,15 @@ def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run):
   answers = np.asarray(jax.jit(model.apply)({'params': params}, inputs).argmax(-1))
   accuracy = result['structures'][result['result']]['test_accuracy']
   assert np.mean(answers == labels) == pytest.approx(accuracy, abs=1e-9)
+  with open(workdir / 'predictions.csv', newline='') as file:
+    predicted = [*csv.DictReader(file)]
+  assert [row['answer'] for row in predicted] == [str(answer) for answer in answers]
+  assert [row['label'] for row in predicted] == [str(label) for label in labels]
+  with open(workdir / 'images.csv', newline='') as file:
+    names = [row['image'] for row in csv.DictReader(file) if row['split'] == 'test']
+  assert [row['file'] for row in predicted] == names
+  shares = np.array([[float(row[str(name)]) for name in range(10)] for row in predicted])
+  np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
   wrong = f'{(answers != labels).sum()} of 797 test images are misclassified'
   assert wrong in html_pages.read(workdir).text
   assert result['fold_max_abs_diff'] < 1e-4

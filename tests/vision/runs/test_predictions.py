@@ -36,14 +36,14 @@ def test_predictions_are_the_most_probable_of_the_classes_that_count(classes, pr
     logits[:, ~classes] = -np.inf
   found = evaluation.make_predictor(adapted, doubled, classes=classes)(variables, IMAGES)
   assert_array_equal(found.classes, logits.argmax(-1))
-  assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
+  assert_allclose(found.probabilities, jax.nn.softmax(logits), rtol=1e-5)
 
 
-def test_an_answer_that_is_not_finite_is_wrong(problem):
+def test_what_is_not_finite_is_no_answer(problem):
   adapted, variables = problem
   infinite = np.arange(len(IMAGES)) % 3 == 0
   found = evaluation.make_predictor(adapted, doubled)(variables, IMAGES.at[infinite].set(jnp.inf))
-  assert_array_equal(found.are(found.classes), ~infinite)
+  assert_array_equal(found.classes >= 0, ~infinite)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -27,9 +26,9 @@ from glora_jax.method.genomes import count_params, genome_to_json, largest_genom
 from glora_jax.method.space import Spec
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
+from glora_jax.vision import metrics
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.data.task import Examples
-from glora_jax.vision.files import write_json
+from glora_jax.vision.files import with_nulls, write_json, write_predictions
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
@@ -130,10 +129,14 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
   candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
   result = freeze(context, listed.content())['result']
   labels = np.asarray(context.images.split('test').labels)
-  answers = {name: predict(context, model, 'test') for name, model in candidates.items()}
-  is_right = {name: found.are(labels) for name, found in answers.items()}
+  is_right, answers = {}, None
   for name, row in rows.items():
+    found = predict(context, candidates[name], 'test')
+    answers = found if name == result else answers  # of one structure, since they may be large
+    is_right[name] = found.classes == labels
+    matrix = metrics.confusion_matrix(labels, found.classes, context.task.num_classes)
     row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
+    row['test_balanced_accuracy'] = metrics.balanced_accuracy(matrix)
     if others := context.task.tests[1:]:
       row['other_test_accuracies'] = {
         split: measure(context, candidates[name], split)[f'{split}_accuracy'] for split in others
@@ -143,7 +146,7 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
       'result_only': int((is_right[result] & ~is_right[name]).sum()),
       'other_only': int((is_right[name] & ~is_right[result]).sum()),
     }
-  return listed._replace(result=result, rows=rows, answers=answers[result])
+  return listed._replace(result=result, rows=rows, answers=answers)
 
 
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
@@ -205,6 +208,7 @@ class _Trained(TypedDict):
 
 class _Structure(_Trained, total=False):
   test_accuracy: float  # with test=True
+  test_balanced_accuracy: float
 
 
 class _Data(TypedDict):
@@ -253,7 +257,12 @@ def write_results(
   splits = (context.train_split, context.search_split, settings.final_split)
   splits = (*splits, 'test') if is_tested else splits
   images = {split: len(task.open(split).labels) for split in splits}
-  folded = {'fold_max_abs_diff': _save_models(context, candidate)} if is_tested else {}
+  tested: dict[str, Any] = {}
+  if listed.answers is not None:
+    tested = {
+      'fold_max_abs_diff': _save_models(context, candidate),
+      **_measure_by_class(context, listed.answers),
+    }
   searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   if archive is not None:
     number = images[context.search_split]
@@ -273,7 +282,7 @@ def write_results(
     'result': listed.result,
     'structures': {name: _describe(context, listed, name, needs[name]) for name in listed.rows},
     **searched,
-    **folded,
+    **tested,
     'data': {
       'origin': task.origin,
       'notes': list(task.notes),
@@ -301,8 +310,9 @@ def write_results(
     outcome = None
     if listed.answers is not None:
       test, pixels = task.open('test'), functools.partial(context.images.pixels, 'test')
-      file = functools.partial(_file, test)
-      outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, file)
+      files = [test[index].key for index in range(len(test.labels))]
+      outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, files)
+      write_predictions(context.path('predictions.csv'), task.classes, outcome.rows())
     base = ('sha256', 'num_heads', 'activation', 'patch_size')
     known = {
       **result,
@@ -349,10 +359,18 @@ def _describe(
   return found
 
 
-def _file(examples: Examples, index: int) -> str:
-  """The file of an example, with its folder; empty where it has none of its own."""
-  path = examples[index].path
-  return '/'.join(pathlib.Path(path).parts[-2:]) if path else ''
+def _measure_by_class(context: Context, answers: Predictions) -> dict[str, Any]:
+  """The result's calibration error and its metrics by class, on the test images."""
+  labels, names = context.task.open('test').labels, context.task.classes
+  columns = metrics.by_class(metrics.confusion_matrix(labels, answers.classes, len(names)))
+  confidences, is_right = answers.probabilities.max(-1), answers.classes == labels
+  return {
+    'calibration_error': metrics.calibration_error(confidences, is_right),
+    'by_class': {
+      field: with_nulls(dict(zip(names, column.tolist(), strict=True)))
+      for field, column in columns._asdict().items()
+    },
+  }
 
 
 def _measure_presets(context: Context, supernet: Any) -> dict[str, dict[str, float]]:

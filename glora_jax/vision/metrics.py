@@ -1,0 +1,87 @@
+"""Metrics of a classifier: by class from a confusion matrix, and how far to trust probabilities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 15  # of the calibration error
+
+
+class ByClass(NamedTuple):
+  """How a classifier does on each class; nan if there is nothing to divide by.
+
+  Attributes:
+    images: the images of the class, int [class].
+    precision: how many of those that were called so are of the class, float [class].
+    recall: how many of its images were called so, float [class].
+    f1: harmonic mean of both, float [class].
+  """
+
+  images: np.ndarray
+  precision: np.ndarray
+  recall: np.ndarray
+  f1: np.ndarray
+
+
+def confusion_matrix(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+  """Numbers of images by class and answer.
+
+  Args:
+    labels: the true classes, int [image].
+    answers: the answers, int [image]; -1 for none.
+    num_classes: number of classes.
+
+  Returns:
+    int [class, class + 1]; the last column has the images without an answer.
+
+  Example:
+    >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, -1]), 2).tolist()
+    [[1, 1, 0], [0, 0, 1]]
+  """
+  matrix = np.zeros((num_classes, num_classes + 1), int)
+  np.add.at(matrix, (labels, answers), 1)
+  return matrix
+
+
+def by_class(matrix: np.ndarray) -> ByClass:
+  """Precision, recall and F1 of each class of a confusion matrix.
+
+  Example:
+    >>> by_class(confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)).recall.tolist()
+    [0.5, 1.0]
+  """
+  images, answered, right = matrix.sum(1), matrix.sum(0)[:-1], np.diag(matrix)
+  with np.errstate(invalid='ignore'):
+    return ByClass(images, right / answered, right / images, 2 * right / (images + answered))
+
+
+def balanced_accuracy(matrix: np.ndarray) -> float:
+  """The mean recall of the classes that have images.
+
+  Example:
+    >>> balanced_accuracy(confusion_matrix(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]), 2))
+    0.5
+  """
+  return float(np.nanmean(by_class(matrix).recall))
+
+
+def calibration_error(probabilities: np.ndarray, is_right: np.ndarray) -> float:
+  """The expected calibration error, over 15 bins of equal width.
+
+  It is how far, on average, the probability of an answer is from the share of right answers among
+  those of similar probability.
+
+  Args:
+    probabilities: of the answers, float [image]; nan counts as 0.
+    is_right: whether they are right, bool [image].
+
+  Example:
+    >>> calibration_error(np.array([0.75, 0.75]), np.array([True, False]))
+    0.25
+  """
+  probabilities = np.nan_to_num(probabilities)
+  bins = np.clip(np.ceil(BINS * probabilities) - 1, 0, BINS - 1).astype(int)
+  gaps = np.bincount(bins, weights=probabilities - is_right)
+  return float(np.abs(gaps).sum() / len(bins))
