@@ -8,7 +8,8 @@
 Images without a split into train, val and test are split stratified, always the same way;
 `images.csv` in the workdir lists which image is where. Without `weights`, the small backbone of the
 package is used, which has only seen gray images of 28 x 28 pixels: good for a trial, not for
-results.
+results. A published DINOv2 gets images of 224 x 224 pixels unless `model.image_size` says
+otherwise.
 
 The structure is allocated from one gradient; without `budget`, it has as many parameters as the
 knee of its curve. `structure=search` trains and searches a supernet, and `structure=NAME` trains a
@@ -46,6 +47,8 @@ def get_config(arguments=''):
   config.task = f'{kind_of(images)}:{images}'
   config.budget = given['budget']
   config.model.weights = given['weights']
+  if 'dinov2' in given['weights'] and not os.path.exists(given['weights']):
+    config.model.image_size = 224  # 518, as published, is five times as many patches
   config.structure = given['structure']
   if given['rank'] is not None:
     if not 1 <= given['rank'] <= MOST_RANK:
@@ -76,8 +79,9 @@ def kind_of(images):
     return 'csv'
   is_path = os.sep in images and not _WITH_CONFIGURATION.fullmatch(images)
   if is_path or os.path.exists(images):
+    is_file = os.path.exists(images)
+    found = f"'{images}' is a file" if is_file else f"There is no folder '{images}'"
     raise FileNotFoundError(
-      f"There is no folder '{images}'; own:WHAT takes a folder, a CSV, or the name of a "
-      'TFDS data set.'
+      f'{found}; own:WHAT takes a folder, a CSV, or the name of a TFDS data set.'
     )
   return 'tfds'

@@ -7,14 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
-from glora_jax.checks import listed, shown
+from glora_jax.checks import shown
 from glora_jax.vision.data import own, tfds
 from glora_jax.vision.data.task import Source, Task, require_printable
 from glora_jax.vision.data.tasks import digits, fewshot, vtab
-
-_MOST_CLASSES_LISTED = 20
 
 
 class Family(NamedTuple):
@@ -183,37 +179,3 @@ def is_ready(name: str, source: Source) -> bool:
     return find(name, source).missing() is None
   except (ValueError, OSError, ImportError):
     return False
-
-
-def report(name: str, source: Source) -> tuple[bool, list[str]]:
-  """Whether a task can be opened, and lines on what it needs, or how many images of which classes.
-
-  Nothing is downloaded or prepared.
-  """
-  try:
-    task = find(name, source)
-    notes = [f'  note: {note}' for note in task.notes]
-    if missing := task.missing():
-      return False, [f'{name}: MISSING', f'  {missing}', *notes]
-    splits = [f'  {split:6} {_describe(task, split)}' for split in task.splits]
-    return True, [f'{name}: ready, {task.origin}', *notes, *splits]
-  except (ValueError, OSError, ImportError) as error:
-    return False, [f'{name}: NOT READY', f'  {error}']
-
-
-def _describe(task: Task, split: str) -> str:
-  """Images and classes of a split in one line; the count of every class where they are few."""
-  labels = task.open(split).labels
-  counts = np.bincount(labels, minlength=task.num_classes)
-  present = counts[counts > 0]
-  more = f' to {present.max()}' if present.max() > present.min() else ''
-  line = (
-    f'{len(labels):,} images, {len(present)} of {task.num_classes} classes, '
-    f'{present.min()}{more} each'
-  )
-  if task.num_classes <= _MOST_CLASSES_LISTED:
-    pairs = zip(task.classes, counts, strict=True)
-    line += ': ' + ', '.join(f'{name} {count}' for name, count in pairs)
-  if split == 'train' and not counts.all():
-    line += f'; none of {listed(task.classes[n] for n in np.flatnonzero(counts == 0))}'
-  return line

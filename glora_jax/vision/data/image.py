@@ -104,8 +104,8 @@ def _identify(content: bytes) -> Image.Image:
   try:
     picture = Image.open(io.BytesIO(content), formats=FORMATS)
   except UnidentifiedImageError as error:
-    known = f'{", ".join(FORMATS[:-1])} nor {FORMATS[-1]}'
-    raise OSError(f'neither {known}, or of a kind that Pillow cannot read') from error
+    known = f'neither {", ".join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged'
+    raise OSError(known if content else 'an empty file') from error
   width, height = picture.size
   if not 0 < width * height <= MOST_PIXELS:
     raise OSError(f'{width} x {height} pixels; the limit is {MOST_PIXELS:,}')

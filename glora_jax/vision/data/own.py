@@ -6,7 +6,7 @@ labels.
 
 from __future__ import annotations
 
-import logging
+import collections
 import os
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,6 @@ from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image, raise
 from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
 from glora_jax.vision.data.task import Files, Part, Task, require_measurable, require_printable
-
-log = logging.getLogger(__name__)
 
 
 def folder_task(folder: str) -> Task:
@@ -46,10 +44,12 @@ def folder_task(folder: str) -> Task:
   for other in given.values():
     if unknown := set(_subfolders(other)) - set(classes):
       raise ValueError(f'{other} has classes that {train} lacks: {listed(sorted(unknown))}.')
-  images = {
-    split: _scan(path, classes, folder) for split, path in (given or {'train': folder}).items()
-  }
-  return _task('folder', folder, classes, images)
+  images: dict[str, Files] = {}
+  ignored: list[str] = []
+  for split, path in (given or {'train': folder}).items():
+    images[split], notes = _scan(path, classes, folder)
+    ignored += notes
+  return _task('folder', folder, classes, images, ignored)
 
 
 def csv_task(path: str) -> Task:
@@ -89,7 +89,13 @@ def csv_task(path: str) -> Task:
   return _task('csv', path, classes, given)
 
 
-def _task(kind: str, path: str, classes: tuple[str, ...], given: Mapping[str, Files]) -> Task:
+def _task(
+  kind: str,
+  path: str,
+  classes: tuple[str, ...],
+  given: Mapping[str, Files],
+  ignored: Sequence[str] = (),
+) -> Task:
   """A task on image files of the user's own.
 
   Args:
@@ -97,6 +103,7 @@ def _task(kind: str, path: str, classes: tuple[str, ...], given: Mapping[str, Fi
     path: where they are.
     classes: names of the classes.
     given: files of 'train', and of 'val' and 'test' unless they are to be made of it.
+    ignored: notes on files that are ignored.
 
   Raises:
     ValueError: see `divide`, or what is split already cannot measure anything.
@@ -111,7 +118,7 @@ def _task(kind: str, path: str, classes: tuple[str, ...], given: Mapping[str, Fi
     if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')
   in_order = {split: splits[split] for split in SPLITS}
-  return Task(f'{kind}:{path}', classes, in_order, path, tuple(notes))
+  return Task(f'{kind}:{path}', classes, in_order, path, (*notes, *ignored))
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -154,11 +161,8 @@ def _split_folders(folder: str) -> dict[str, str]:
   return {split: os.path.join(folder, name) for split, name in zip(splits, named, strict=True)}
 
 
-def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
-  """All images below the class folders, in the order of their names.
-
-  Warnings say which endings the files have that are left aside, and that images beside the class
-  folders are.
+def _scan(folder: str, classes: Sequence[str], root: str) -> tuple[Files, list[str]]:
+  """All images below the class folders, in the order of their names, and notes on ignored files.
 
   Args:
     folder: folder that holds the class folders; one for each class that occurs.
@@ -168,7 +172,8 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
   Raises:
     ValueError: a class folder holds no images, or leads back to the folder.
   """
-  paths, labels, empty, others = [], [], [], []
+  paths, labels, empty, notes = [], [], [], []
+  others: collections.Counter[str] = collections.Counter()
   for label, name in enumerate(classes):
     class_folder = os.path.join(folder, name)
     if not os.path.isdir(class_folder):
@@ -181,7 +186,8 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
       )
     files = files_below(class_folder)
     images = list(filter(is_image, files))
-    others += [file for file in files if not is_image(file)]
+    endings = (os.path.splitext(file)[1].lower() for file in files if not is_image(file))
+    others.update(ending or 'without an ending' for ending in endings)
     paths += images
     labels += [label] * len(images)
     if not images:
@@ -193,14 +199,8 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> Files:
     )
   _, _, names = next(os.walk(folder))
   if loose := [name for name in names if is_image(name) and not name.startswith('.')]:
-    log.warning(
-      '%d images in %s are ignored because they are in no class folder (%s for instance).',
-      *(len(loose), printable(folder), printable(min(loose))),
-    )
+    notes.append(f'Images in no class folder are ignored: {listed(sorted(loose))}.')
   if others:
-    endings = sorted({os.path.splitext(file)[1].lower() or 'no ending' for file in others})
-    log.warning(
-      '%d files in %s are ignored because they do not end like images (%s).',
-      *(len(others), printable(folder), listed(endings)),
-    )
-  return Files(paths, labels, root)
+    counts = listed(f'{others[ending]} {ending}' for ending in sorted(others))
+    notes.append(f'Files that do not end like images are ignored: {counts}.')
+  return Files(paths, labels, root), notes

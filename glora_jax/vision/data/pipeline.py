@@ -37,8 +37,7 @@ _FEWEST_WITH_PROGRESS = 2000  # images whose decoding shows a progress bar
 _MOST_TOGETHER = 32  # images that a thread decodes at a time
 _THREADS = 2 * (os.cpu_count() or 1)  # that decode
 _BATCHES_AHEAD = 4  # of a stream that are held ready
-_NAMED_IN_ERROR = 3  # broken images that an error names
-_NAMED_IN_WARNING = 10
+_MOST_NAMED = 10  # broken images
 
 
 class UnreadableImages(OSError):
@@ -50,17 +49,11 @@ class UnreadableImages(OSError):
   """
 
   def __init__(self, messages: Sequence[str], total: int):
-    shown = '; '.join(messages[:_NAMED_IN_ERROR])
-    more = '; and more' if len(messages) > _NAMED_IN_ERROR else ''
     # Without all of them nothing would be left.
     advice = (
-      ', or leave them out with data.skip_broken=True in the config'
-      if len(messages) < total
-      else ''
+      ', or leave them out with --config.data.skip_broken=True' if len(messages) < total else ''
     )
-    super().__init__(
-      f'{len(messages)} of {total} images cannot be decoded: {shown}{more}. Replace them{advice}.'
-    )
+    super().__init__(f'{_summary(messages, total)}. Replace them{advice}.')
     self.messages, self.total = messages, total
 
   def __reduce__(self):
@@ -367,10 +360,13 @@ def _require_readable(
   if messages and not skip_broken:
     raise UnreadableImages(messages, number)
   if messages:
-    log.warning(
-      '%d of %d images cannot be decoded and are left out: %s',
-      *(len(messages), number, '; '.join(messages[:_NAMED_IN_WARNING])),
-    )
+    log.warning('Left out: %s.', _summary(messages, number))
+
+
+def _summary(messages: Sequence[str], total: int) -> str:
+  more = '; and more' if len(messages) > _MOST_NAMED else ''
+  named = '; '.join(messages[:_MOST_NAMED])
+  return f'{len(messages)} of {total} images cannot be decoded: {named}{more}'
 
 
 def _readable(faults: Sequence[str]) -> np.ndarray:
@@ -379,7 +375,7 @@ def _readable(faults: Sequence[str]) -> np.ndarray:
 
 
 def _sentence(example: Example, reason: object) -> str:
-  return f'{printable(example.name)}: {reason}'
+  return f'{printable(example.key)}: {reason}'
 
 
 def _make_folder(cache: str) -> None:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
@@ -39,6 +40,7 @@ from glora_jax.vision.runs.settings import (
 log = logging.getLogger(__name__)
 
 _SIDE_OF_PHOTOGRAPHS = 100  # pixels, of the smallest
+_LOOKED_AT = 9  # images, as a folder may have all sizes
 _NOTE = (
   'The small backbone of the package has only seen gray images of 28 x 28 pixels; for color images '
   'of this size it suits trials only. For results add weights=dinov2-S/14 to the arguments of the '
@@ -257,9 +259,14 @@ def note_photographs(settings: RunSettings, task: Task) -> Task:
   """The task with a note, which is logged, if the package's backbone is to see photographs."""
   if settings.model.weights != weights.EMBEDDED:
     return task
-  picture = task.open('train')[0].image()
-  pixels = np.asarray(picture)
-  if min(picture.size) < _SIDE_OF_PHOTOGRAPHS or (pixels == pixels[..., :1]).all():
+  examples = task.open('train')
+  some = np.linspace(0, len(examples.labels) - 1, _LOOKED_AT, dtype=int)
+  if not any(_is_photograph(examples[n].image()) for n in some):
     return task
   log.warning(_NOTE)
   return dataclasses.replace(task, notes=(*task.notes, _NOTE))
+
+
+def _is_photograph(picture: Image.Image) -> bool:
+  pixels = np.asarray(picture)
+  return min(picture.size) >= _SIDE_OF_PHOTOGRAPHS and bool((pixels != pixels[..., :1]).any())

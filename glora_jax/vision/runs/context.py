@@ -178,6 +178,8 @@ def make_context(
   given = choose_prior(given)
   mesh = over_devices(given.mesh.devices, given.mesh.fsdp)
   task, path = fetch_task(given, workdir)
+  for note in task.notes:
+    log.info('%s: %s', task.name, note)
   counts = count_images(task)
   splits = [split for stage in stages for split in stage.splits]
   settings = fit_batches(given, splits, counts, mesh)
@@ -207,7 +209,8 @@ def make_context(
   )
   for stage in stages:
     stage.check(context)
-  log.info('%s: %s', task.name, describe(adapted, variables, mesh))
+  facts_of_model = describe(adapted, variables, mesh)
+  log.info('%s: %s; images of %d x %d pixels', task.name, facts_of_model, size, size)
   if workdir and meshes.primary():
     os.makedirs(workdir, exist_ok=True)
   images = open_images(

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from glora_jax.checks import shown
+from glora_jax.checks import listed, shown
 from glora_jax.files import atomic
 from glora_jax.method.presets import PLACES, PRESETS
 from glora_jax.vision.data import catalog, pipeline
@@ -33,6 +33,7 @@ NUMBER_OF_IMAGES = 8
 NUMBER_OF_DRAWS = 2  # rows of augmented images
 DEFAULT_SIZE = 224  # of most published weights, which are not downloaded for a look
 _NORMALIZATION = 'imagenet'
+_MOST_CLASSES_LISTED = 20
 _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
 
@@ -46,23 +47,45 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
   names = catalog.expand(settings.task)
   number_ready = 0
   for name in names:
-    is_ready, lines = catalog.report(name, settings.data)
-    if is_ready and catalog.has_files(name, settings.data):
-      is_ready, lines = _with_images(name, settings.data, lines)
+    is_ready, lines = _report(name, settings.data)
     number_ready += is_ready
     print('\n'.join(lines), flush=True)
   print(f'\n{number_ready} of {len(names)} ready.')
   return number_ready == len(names)
 
 
-def _with_images(name: str, data: DataSettings, lines: list[str]) -> tuple[bool, list[str]]:
-  """A report, or another one if images of the user's cannot be decoded."""
+def _report(name: str, data: DataSettings) -> tuple[bool, list[str]]:
+  """Whether a task is ready, and lines on what it needs, or how many images of which classes."""
   try:
-    images = pipeline.Images(catalog.find(name, data), 0)
-    pipeline.open_images(images, skip_broken=data.skip_broken)
-  except (ValueError, OSError) as error:
+    task = catalog.find(name, data)
+    missing = task.missing()
+    if not missing and catalog.has_files(name, data):
+      task = pipeline.open_images(pipeline.Images(task, 0), skip_broken=data.skip_broken).task
+    notes = [f'  note: {note}' for note in task.notes]
+    if missing:
+      return False, [f'{name}: MISSING', f'  {missing}', *notes]
+    splits = [f'  {split:6} {_describe(task, split)}' for split in task.splits]
+    return True, [f'{name}: ready, {task.origin}', *notes, *splits]
+  except (ValueError, OSError, ImportError) as error:
     return False, [f'{name}: NOT READY', f'  {error}']
-  return True, lines
+
+
+def _describe(task: Task, split: str) -> str:
+  """Images and classes of a split in one line; the count of every class where they are few."""
+  labels = task.open(split).labels
+  counts = np.bincount(labels, minlength=task.num_classes)
+  present = counts[counts > 0]
+  more = f' to {present.max()}' if present.max() > present.min() else ''
+  line = (
+    f'{len(labels):,} images, {len(present)} of {task.num_classes} classes, '
+    f'{present.min()}{more} each'
+  )
+  if task.num_classes <= _MOST_CLASSES_LISTED:
+    pairs = zip(task.classes, counts, strict=True)
+    line += ': ' + ', '.join(f'{name} {count}' for name, count in pairs)
+  if split == 'train' and not counts.all():
+    line += f'; none of {listed(task.classes[n] for n in np.flatnonzero(counts == 0))}'
+  return line
 
 
 @user_errors()

@@ -233,8 +233,8 @@ def _move(folder: str, place: str) -> None:
 
 def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None:
   """Logs a compilation, and adds it to the record of its stage unless that is complete."""
-  sizes = ', '.join(f'{size / 2**20:.1f} MiB of {kind}' for kind, size in found['memory'].items())
-  held = f'; a device holds {sizes}' if sizes else ''
+  size = sum(found['memory'].values()) / 2**20
+  held = f'; a device holds {size:.1f} MiB' if size else ''
   log.info('%s: compiled "%s" in %.1f s%s', stage, name, found['seconds'], held)
   if mark['complete']:
     return

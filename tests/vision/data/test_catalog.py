@@ -1,11 +1,8 @@
-"""All names of tasks, and the report on what is ready."""
+"""All names of tasks; workdirs among images."""
 
-import pytest
 from comparing import assert_refused
 
 from glora_jax.vision.data import catalog
-from glora_jax.vision.data import tfds as tfds_lib
-from glora_jax.vision.data.task import Source
 from glora_jax.vision.data.tasks import fewshot, vtab
 
 
@@ -18,17 +15,6 @@ def test_all_stands_for_every_value_of_a_part():
   assert expand('generalization/all') == [f'generalization/{seed}' for seed in range(3)]
   for name in ('vtab/al', 'digits', 'folder:photos/all', 'vtab/all/all'):
     assert expand(name) == [name]
-
-
-def test_the_report_covers_a_suite_without_preparing_anything(tmp_path, monkeypatch):
-  monkeypatch.setattr(tfds_lib, 'prepare', lambda builder: pytest.fail('prepared'))
-  source = Source(dir=str(tmp_path))
-  ready, lines = zip(
-    *(catalog.report(name, source) for name in catalog.expand('vtab/all')), strict=True
-  )
-  assert not any(ready)
-  assert 'resisc45/3.0.0 needs a manual download into' in str(lines)
-  assert str(lines).count("are not the benchmark's") == 2  # oxford_iiit_pet and svhn
 
 
 def test_a_workdir_among_the_images_is_refused_but_not_one_elsewhere_or_hidden(tmp_path):

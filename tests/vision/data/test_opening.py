@@ -100,7 +100,7 @@ def test_broken_images_are_all_named_or_left_out_on_request(opened, tmp_path, ca
   assert [len(found.open(split).labels) for split in SIZES] == [3, 3, 3]
   assert names_of(found, 'train') == ['0.png', '2.png', '3.png']
   np.testing.assert_array_equal(found.open('train').labels, [0, 0, 1])
-  assert '3 of 12 images cannot be decoded and are left out' in caplog.text
+  assert 'Left out: 3 of 12 images cannot be decoded: ' in caplog.text
   assert opened(skip_broken=True).notes == found.notes
 
 

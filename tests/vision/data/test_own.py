@@ -77,7 +77,7 @@ def test_classes_of_test_folders_are_those_of_train_and_a_class_may_be_called_so
   assert task.notes == ('val has no images of a.', 'test has no images of c.')
 
 
-def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_path, caplog):
+def test_images_in_deeper_folders_are_found_and_what_is_ignored_is_noted(tmp_path, caplog):
   photos = tmp_path / 'photos'
   fill(tmp_path, {'more': 2})
   fill(photos, {'a/x': 3, 'a/y': 2, 'b ü': 5, 'a/.thumbnails': 3, 'a/x/.ipynb_checkpoints': 2})
@@ -89,8 +89,10 @@ def test_images_in_deeper_folders_are_found_and_what_is_left_aside_is_said(tmp_p
   task = find(f'folder:{photos}')
   assert task.classes == ('a', 'b ü')
   assert len(task.open('train+val+test').labels) == 10
-  assert 'do not end like images (.heic, .txt, no ending)' in caplog.text
-  assert f'2 images in {photos} are ignored because they are in no class folder' in caplog.text
+  assert task.notes[1:] == (
+    'Images in no class folder are ignored: 0.png, 1.png.',
+    'Files that do not end like images are ignored: 1 .heic, 1 .txt, 1 without an ending.',
+  )
   assert re.search(r'Links to folders are not followed: .*/a/more', caplog.text)
 
 

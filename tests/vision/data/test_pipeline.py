@@ -46,4 +46,4 @@ def test_undecodable_images_are_named_or_left_out(examples, tmp_path, caplog):
   kept = pipeline.load(some, 8, skip_broken=True)
   assert kept.images.shape == (7, 8, 8, 3)
   assert len(kept.labels) == 7
-  assert '1 of 8 images cannot be decoded and are left out' in caplog.text
+  assert 'Left out: 1 of 8 images cannot be decoded: ' in caplog.text

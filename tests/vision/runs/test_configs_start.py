@@ -36,3 +36,10 @@ def test_a_tiny_config_starts(name, steps, tmp_path):
   with pytest.raises(Stopped):
     run(config, str(tmp_path), stop)
   assert stop()
+
+
+def test_a_published_dinov2_gets_images_of_the_usual_size_and_other_weights_their_own(tmp_path):
+  (tmp_path / 'dinov2').touch()
+  names = ('dinov2-S/14', 'hf:facebook/dinov2-base', 'in21k-B/16', tmp_path / 'dinov2')
+  sizes = [get_config('own', f'beans,weights={name}').model.image_size for name in names]
+  assert sizes == [224, 224, None, None]

@@ -12,9 +12,10 @@ from tiny_runs import changed, context_of, stages_of
 
 from glora_jax.files import read_json
 from glora_jax.training.sampling import Sampling
+from glora_jax.vision.data.task import Files, Task
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import experiment, job
-from glora_jax.vision.runs.backbone import load_backbone
+from glora_jax.vision.runs.backbone import load_backbone, note_photographs
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.fitting import choose_prior, fit_batches
 from glora_jax.vision.runs.settings import (
@@ -35,6 +36,16 @@ def fitted(settings, counts=None):
   """Settings with batches that images fill."""
   splits = [split for stage in experiment.stages_of(settings) for split in stage.splits]
   return fit_batches(settings, splits, counts or COUNTS, None)
+
+
+def test_the_small_backbone_warns_of_photographs_among_small_images(tmp_path):
+  write_images(tmp_path, names := [f'{n}.png' for n in range(5)])
+  files = Files([str(tmp_path / name) for name in names], [0, 1, 0, 1, 0])
+  task = Task('pets', ('cat', 'dog'), {'train': files}, origin='a test')
+  assert note_photographs(RunSettings(), task) == task
+  Image.new('RGB', (100, 120), 'green').save(tmp_path / names[2])
+  (note,) = note_photographs(RunSettings(), task).notes
+  assert 'weights=dinov2-S/14' in note
 
 
 COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}

@@ -10,6 +10,7 @@ from label_lists import write_images
 from PIL import Image
 from places import ROOT, digests
 
+from glora_jax.vision.data import tfds
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import look
 from glora_jax.vision.runs.backbone import image_size_here
@@ -94,5 +95,18 @@ def test_images_that_cannot_be_decoded_are_not_ready(skip_broken, config, tmp_pa
   config.data.skip_broken = skip_broken
   before = digests(tmp_path)
   assert look.check(config) == skip_broken
-  assert (IMAGES[2] in capsys.readouterr().out) != skip_broken
+  printed = capsys.readouterr().out
+  assert (IMAGES[2] in printed) != skip_broken
+  assert ('5 images, 2 of 2 classes, 2 to 3 each' in printed) == skip_broken
   assert digests(tmp_path) == before
+
+
+def test_a_suite_is_looked_at_without_preparing_anything(config, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(tfds, 'prepare', lambda builder: pytest.fail('prepared'))
+  config.task = 'vtab/all'
+  config.data.dir = str(tmp_path)
+  assert not look.check(config)
+  printed = capsys.readouterr().out
+  assert '0 of 19 ready.' in printed
+  assert 'resisc45/3.0.0 needs a manual download into' in printed
+  assert printed.count("are not the benchmark's") == 2  # oxford_iiit_pet and svhn
