@@ -235,11 +235,9 @@ def workdir_named_after(config: str) -> str:
     'runs/own-data-photos-structure-lora-4'
   """
   path, _, arguments = config.partition(':')
-  parts = [pathlib.Path(path).stem]
-  for argument in arguments.split(','):
-    name, _, value = argument.rpartition('=')
-    parts += [name, os.path.relpath(value or '.')]
-  return os.path.join('runs', '-'.join(re.findall(r'\w[\w.]*', ' '.join(parts))))
+  arguments = re.sub('[^=,]+', lambda found: os.path.relpath(found[0]), arguments)
+  words = re.findall(r'\w[\w.]*', f'{pathlib.Path(path).stem} {arguments}')
+  return os.path.join('runs', '-'.join(words))
 
 
 def open_page(path: str) -> None:

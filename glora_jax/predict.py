@@ -5,8 +5,8 @@
 The model is a run's `folded/` (the run's folder works too), or any checkpoint with a head that
 `weights.load` reads, also from the hub (`hf:owner/name`). Folders are searched with all their
 subfolders. An image that cannot be decoded is reported on stderr, the others are classified, and
-the exit code is 1. `--json` prints one JSON object per line. `--csv FILE` writes a table in
-place of answers: for each image its file, the answer, and the probability of each class.
+the exit code is 1. `--json` prints one JSON object per line. `--csv FILE` writes a table
+instead: for each image its file, the answer, and the probability of each class.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def _positive(text: str) -> int:
 def _answer(
   classifier: Classifier, images: Sequence[str], given: argparse.Namespace, unreadable: list[str]
 ) -> Iterator[PredictionRow]:
-  """The lines of a CSV, printing answers unless one is written.
+  """The lines of a CSV; prints answers unless one is written.
 
-  Images that cannot be read are added to the list.
+  Images that cannot be read go to the list.
   """
   count = given.top or (None if given.json else SHOWN)
   is_printed = given.csv is None

@@ -1,4 +1,4 @@
-"""Files of runs and of images: arrays, lines of JSON, predictions as a CSV.
+"""Files of runs and of images: arrays, lines of JSON, tables as CSV.
 
 Numbers in JSON may not be finite.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -152,6 +153,24 @@ def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
   return lines
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+  """Writes a CSV, whole or not at all; the names of files in it keep their bytes.
+
+  Args:
+    path: path of the file.
+    header: names of the columns.
+    rows: the lines, which may be made while they are written.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
+  with (
+    atomic(path) as temporary,
+    open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file,
+  ):
+    csv.writer(file).writerows(itertools.chain([header], rows))
+
+
 class PredictionRow(NamedTuple):
   """A line of a CSV of predictions.
 
@@ -169,25 +188,9 @@ class PredictionRow(NamedTuple):
 
 
 def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[PredictionRow]) -> None:
-  """Writes predictions as a CSV, whole or not at all: a line for each image.
-
-  The columns are file, label, answer, and the probability of each class, under its name.
-
-  Args:
-    path: path of the file.
-    classes: names of the classes.
-    rows: the lines, which may be made while they are written.
-
-  Raises:
-    OSError: it cannot be written there.
-  """
-  with (
-    atomic(path) as temporary,
-    open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file,
-  ):
-    writer = csv.writer(file)
-    writer.writerow([*PredictionRow._fields[:3], *classes])
-    writer.writerows([*row[:3], *row.probabilities] for row in rows)
+  """Writes predictions with `write_csv`: file, label, answer, and a column for each class."""
+  lines = ([*row[:3], *row.probabilities] for row in rows)
+  write_csv(path, ['file', 'label', 'answer', *classes], lines)
 
 
 def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

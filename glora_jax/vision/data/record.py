@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from glora_jax.checks import listed, printable
-from glora_jax.files import atomic, open_regular
+from glora_jax.files import open_regular
 from glora_jax.vision.data import image
 from glora_jax.vision.data.task import Example
+from glora_jax.vision.files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +74,7 @@ def read(folder: str | None) -> list[Row]:
 
 def write(folder: str, rows: Sequence[Row]) -> None:
   """Writes a record."""
-  path = os.path.join(folder, RECORD)
-  text = io.StringIO(newline='')
-  csv.writer(text).writerows([Row._fields, *rows])
-  with atomic(path) as temporary, open(temporary, 'wb') as file:
-    file.write(text.getvalue().encode(errors='surrogateescape'))
+  write_csv(os.path.join(folder, RECORD), Row._fields, rows)
 
 
 def describe(

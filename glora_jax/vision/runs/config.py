@@ -27,6 +27,7 @@ from glora_jax.errors import UserError
 from glora_jax.files import load_json
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.models.weights import EMBEDDED
+from glora_jax.vision.runs.monitoring import function_of_user
 from glora_jax.vision.runs.settings import RunSettings
 
 
@@ -70,6 +71,9 @@ def check_config(config: ml_collections.ConfigDict | RunSettings) -> RunSettings
     raise ImportError(
       'watch.tensorboard=True needs tensorboardX, which is not installed; pip install tensorboardX.'
     )
+  if settings.watch.call is not None:
+    with function_of_user(settings.watch.call):
+      pass
   return settings
 
 

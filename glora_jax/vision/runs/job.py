@@ -35,7 +35,6 @@ from glora_jax.vision.runs.workdir import (
   changes_of,
   claim,
   freeze_test_list,
-  names_in,
   read_task,
   write_config,
 )
@@ -125,12 +124,8 @@ def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
   """The result of a finished run, which must be that of the stages in the workdir."""
   result = read_json(os.path.join(workdir, 'result.json'), 'result', Result)
   _require_own(result, workdir)
-  log.info('This run is finished; its results are in %s.', workdir)
+  log.info('This run is finished, and nothing is recorded; its results are in %s.', workdir)
   _compare_images(settings, workdir)
-  for name in ('profile', 'tensorboard'):
-    value = getattr(settings.watch, name)
-    if value and not names_in(os.path.join(workdir, name)):
-      log.warning('watch.%s=%r has no effect: this run is finished.', name, value)
   return with_provenance(result, workdir)
 
 

@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import pathlib
+import pkgutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 
 from glora_jax import mesh as meshes
-from glora_jax.files import STAMP, Path, atomic, stamp_of, writing
+from glora_jax.checks import shown
+from glora_jax.errors import UserError
+from glora_jax.files import STAMP, Path, atomic, first_line, stamp_of, writing
 from glora_jax.vision.files import read_lines, with_nulls
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class Metrics:
     before: folders of the stages before it, whose lines come first.
     board: folder for the same values as TensorBoard events, with a folder for each stage; None
       writes none.
+    call: the config's `watch.call`, which gets each line of this stage from `step` on.
   """
 
   def __init__(
@@ -64,10 +68,13 @@ class Metrics:
     step: int,
     before: Iterable[str] = (),
     board: str | None = None,
+    call: str | None = None,
   ):
     own, of_job = self.paths = os.path.join(folder, METRICS), os.path.join(workdir, METRICS)
+    self.workdir = workdir
     self.stage = stage
     self.step = step
+    self.call = call
     self.board = board and os.path.join(board, stage)
     if meshes.primary():
       lines = [line for line in _lines_of(folder) if line['step'] <= step]
@@ -77,13 +84,14 @@ class Metrics:
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
 
-    Of several processes, only the primary writes.
+    Of several processes, only the primary writes, and calls the user's function.
     """
     if not meshes.primary():
       return
+    line = {'stage': self.stage, 'step': step, **values}
     for path in self.paths:
       with writing(path), open(path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(with_nulls({'stage': self.stage, 'step': step, **values})) + '\n')
+        file.write(json.dumps(with_nulls(line)) + '\n')
     if self.board:
       from tensorboardX.proto.event_pb2 import Event
       from tensorboardX.summary import scalar
@@ -93,6 +101,9 @@ class Metrics:
           event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
           self._events.write_event(event)
         self._events.flush()
+    if self.call is not None:
+      with function_of_user(self.call) as function:
+        function(self.workdir, line)
 
   @functools.cached_property
   def _events(self) -> EventsWriter:
@@ -112,6 +123,22 @@ class Metrics:
     start = SessionLog(status=SessionLog.START)
     events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=start))
     return events
+
+
+@contextlib.contextmanager
+def function_of_user(name: str) -> Iterator[Callable[[Path, dict[str, Any]], Any]]:
+  """Gives the function that `watch.call` names.
+
+  Raises:
+    UserError: it cannot be found, or the block, which calls it, fails.
+  """
+  try:
+    yield pkgutil.resolve_name(name)
+  except Exception as error:  # it may raise anything
+    raise UserError(
+      f'watch.call={shown(name)} fails with {type(error).__name__}: {first_line(error)}; it '
+      'names a function of a workdir and a line, MODULE:FUNCTION, with MODULE on PYTHONPATH.'
+    ) from error
 
 
 def _write_lines(path: str, lines: Iterable[Line]) -> None:

@@ -393,10 +393,13 @@ class WatchSettings(Section):
   Attributes:
     tensorboard: whether to write the metrics to WORKDIR/tensorboard as well; needs tensorboardX.
     profile: stage to profile, such as 'supernet'; traces are in WORKDIR/profile.
+    call: function that is called with the workdir and each line of `metrics.jsonl`, as
+      'MODULE:FUNCTION' with the module on PYTHONPATH.
   """
 
   tensorboard: bool = False
   profile: str | None = None
+  call: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

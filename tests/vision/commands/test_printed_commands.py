@@ -27,6 +27,7 @@ def test_a_printed_field_is_one_of_the_config(page):
 PRINTED = re.compile(r'python -m (glora_jax[\w.]*) ([^`|\n]*)')
 FILLED = {'HOST:PORT': 'localhost:1234', '=N': '=2', '=I': '=0', '=S': '=0'}
 FILLED['=$SLURM_ARRAY_TASK_ID'] = '=0'
+FILLED['=wandb_log:log'] = '=json:dumps'  # a function that there is
 LEFT_OPEN = re.compile(r'\b(FILE|FOLDER|NAME|DIR|IN|NAME_OR_FILE)\b|--help|--list')
 PRINTING = [README, *PAGES, *CONFIGS.glob('*.py')]
 TEXTS = [page.read_text().replace('\\\n', ' ') for page in PRINTING]  # commands of several lines

@@ -1,5 +1,6 @@
 """Whole runs in this process: stages, files, protocols, reports, wrong inputs."""
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -7,6 +8,8 @@ import json
 import os
 import shlex
 import shutil
+import sys
+import types
 from typing import Any
 
 import html_pages
@@ -119,10 +122,17 @@ def test_the_report_can_be_of_another_structure(finished_run, run_config, tmp_pa
 
 
 def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_kept(
-  run_config, tmp_path
+  run_config, tmp_path, monkeypatch
 ):
-  """Stopped amid it, the same; the last epoch's weights are others, of the same training."""
+  """Stopped amid it, the same; the last epoch's weights are others, of the same training.
+
+  A function of the user's gets every line once.
+  """
+  received = collections.defaultdict(list)
+  function = types.SimpleNamespace(log=lambda workdir, line: received[workdir].append(line))
+  monkeypatch.setitem(sys.modules, 'of_user', function)
   config = changed(run_config, presets=(), structure='lora', budget=None, training__epochs=4)
+  config.watch.call = 'of_user:log'
   config.training.update(learning_rate=5e-3, final_learning_rate=10.0)  # the end spoils it
   found = {}
   for keep, stop in (('best', never), ('last', never), ('best', polls(4))):
@@ -133,6 +143,7 @@ def test_accuracy_on_validation_images_is_measured_on_the_way_and_the_best_is_ke
       walk(dataclasses.replace(context, stop=stop), stages, until='training/lora')
     candidate = walk(context, stages, until='training/lora')
     lines = read_lines(workdir / 'metrics.jsonl', 'metrics', dict[str, Any])
+    assert received[str(workdir)] == lines
     curve = [x for x in lines if x['stage'] == 'training/lora' and 'val_accuracy' in x]
     assert [line['epoch'] for line in curve] == [1, 2, 3, 4]
     found[keep, len(found)] = candidate, curve, evaluation.measure(context, candidate, 'val')

@@ -3,12 +3,16 @@
 import itertools
 import shutil
 import struct
+import sys
+import types
 
 import jax.numpy as jnp
 import pytest
 
+from glora_jax.errors import UserError
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.runs import monitoring
+from glora_jax.vision.runs.config import check_config, default_config
 
 
 def metrics_of(workdir, stage, step=0, before=(), board=None):
@@ -87,6 +91,24 @@ def test_events_of_a_resumed_stage_have_every_step_once_though_the_clock_goes_ba
     for step, loss in enumerate(losses, 1)
     for event in ((step, 'loss', loss), (step, 'accuracy', 0.5))
   ]
+
+
+def test_what_is_wrong_with_a_function_of_the_users_is_one_sentence(tmp_path, monkeypatch):
+  """A name is checked with the config; what it raises does not lose the line."""
+  functions = types.SimpleNamespace(fails=lambda workdir, line: 1 / 0, takes_none=lambda: None)
+  monkeypatch.setitem(sys.modules, 'of_user', functions)
+  config = default_config()
+  for name in ('of_user:none', 'nowhere:log', 'of user:log', ''):
+    config.watch.call = name
+    with pytest.raises(UserError, match=f"^watch.call='{name}' fails with .*\\.$"):
+      check_config(config)
+  for name, wrong in (('fails', 'ZeroDivisionError: division'), ('takes_none', 'TypeError: .* 2 ')):
+    config.watch.call = f'of_user:{name}'
+    call = check_config(config).watch.call
+    metrics = monitoring.Metrics(tmp_path, name, str(tmp_path / name), 0, call=call)
+    with pytest.raises(UserError, match=f"^watch.call='of_user:{name}' fails with {wrong}.*\\.$"):
+      metrics.write(1, {'loss': 0.5})
+    assert len(read_lines(tmp_path / name / 'metrics.jsonl', 'metrics', monitoring.Line)) == 1
 
 
 @pytest.mark.parametrize('dispatches, traced', [(1, None), (6, 3)])

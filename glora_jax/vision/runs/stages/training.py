@@ -317,6 +317,7 @@ class Bookkeeper:
       self.saved,
       [self.context.path(each) for each in self.context.before],
       board,
+      settings.watch.call,
     )
     return state
 
