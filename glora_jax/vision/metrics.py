@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 BINS = 15  # of the calibration error
-
-
-class ByClass(NamedTuple):
-  """How a classifier does on each class; nan if there is nothing to divide by.
-
-  Attributes:
-    images: the images of the class, int [class].
-    precision: how many of those that were called so are of the class, float [class].
-    recall: how many of its images were called so, float [class].
-    f1: harmonic mean of both, float [class].
-  """
-
-  images: np.ndarray
-  precision: np.ndarray
-  recall: np.ndarray
-  f1: np.ndarray
 
 
 def confusion_matrix(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
@@ -45,16 +27,22 @@ def confusion_matrix(labels: np.ndarray, answers: np.ndarray, num_classes: int) 
   return matrix
 
 
-def by_class(matrix: np.ndarray) -> ByClass:
-  """Precision, recall and F1 of each class of a confusion matrix.
+def by_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
+  """Metrics of each class of a confusion matrix; nan if there is nothing to divide by.
+
+  Returns:
+    'images', int [class]; and float [class] of each of 'precision' (how many of the images that
+    were called so are of the class), 'recall' (how many of its images were called so), and 'f1'
+    (the harmonic mean of both).
 
   Example:
-    >>> by_class(confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)).recall.tolist()
+    >>> by_class(confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2))['recall'].tolist()
     [0.5, 1.0]
   """
   images, answered, right = matrix.sum(1), matrix.sum(0)[:-1], np.diag(matrix)
   with np.errstate(invalid='ignore'):
-    return ByClass(images, right / answered, right / images, 2 * right / (images + answered))
+    precision, recall, f1 = right / answered, right / images, 2 * right / (images + answered)
+  return {'images': images, 'precision': precision, 'recall': recall, 'f1': f1}
 
 
 def balanced_accuracy(matrix: np.ndarray) -> float:
@@ -64,7 +52,7 @@ def balanced_accuracy(matrix: np.ndarray) -> float:
     >>> balanced_accuracy(confusion_matrix(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]), 2))
     0.5
   """
-  return float(np.nanmean(by_class(matrix).recall))
+  return float(np.nanmean(by_class(matrix)['recall']))
 
 
 def calibration_error(probabilities: np.ndarray, is_right: np.ndarray) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from glora_jax.vision.files import PredictionRow
-from glora_jax.vision.metrics import confusion_matrix
+from glora_jax.vision.metrics import BINS, confusion_matrix
 from glora_jax.vision.reports.charts import Bars
-from glora_jax.vision.reports.page import Heading
+from glora_jax.vision.reports.page import LONG, Heading, Table, percent
 
-MATRIX_CLASSES = 20  # more do not fit into a readable confusion matrix
 WORST, PAIRS = 6, 20  # pairs of classes to show: below a matrix, and instead of one
 IMAGES = 12
 
@@ -44,24 +44,10 @@ class Outcome(NamedTuple):
       yield PredictionRow(file, names[self.labels[at]], answer, self.probabilities[at])
 
 
-class Class(NamedTuple):
-  """A class in a confusion matrix.
-
-  Attributes:
-    name: its name.
-    recall: how much of it was found, '97%'; 'none' if there are no images of it.
-    cells: (how many images, strength of the shade from 0 to 1) of every answer.
-  """
-
-  name: str
-  recall: str
-  cells: Sequence[tuple[int, float]]
-
-
 class Confusion(NamedTuple):
-  """A confusion matrix."""
+  """A confusion matrix: the name of each class, and (images, shade from 0 to 1) by answer."""
 
-  rows: Sequence[Class]
+  rows: Sequence[tuple[str, Sequence[tuple[int, float]]]]
 
 
 class Image(NamedTuple):
@@ -80,6 +66,33 @@ class Images(NamedTuple):
   images: Sequence[Image]
 
 
+def blocks_by_class(result: Mapping[str, Any]) -> list[Any]:
+  """A baseline, the calibration, and metrics of each class; nothing if a run was not tested."""
+  if 'by_class' not in result:
+    return []
+  counts, *shares = result['by_class'].values()
+  most = max(counts, key=counts.get)
+  rows = [
+    (name, f'{number:,}', *('' if x[name] is None else percent(x[name]) for x in shares))
+    for name, number in counts.items()
+  ]
+  titles = ('class', 'test images', 'precision', 'recall', 'F1')
+  caption = 'Precision, recall and F1 of each class, in percent'
+  return [
+    f"""
+    Always answering {most}, the most frequent class of the test images, would be right for
+    {percent(counts[most] / sum(counts.values()))}% of them. Balanced accuracy is the mean recall of
+    the classes.
+    """,
+    Table(caption, titles, rows, is_folded=len(rows) > LONG),
+    f"""
+    On average, the probability of an answer is {percent(result['calibration_error'])} points off
+    the share of right answers: the expected calibration error, over {BINS} bins of equal width.
+    """,
+    Markup('<code>predictions.csv</code> has all probabilities of every test image.'),
+  ]
+
+
 def blocks_of(outcome: Outcome | None) -> list[Any]:
   """The errors of a run: in words, by class, and as images; nothing if it was not tested."""
   if outcome is None:
@@ -89,13 +102,11 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
   matrix = confusion_matrix(outcome.labels, outcome.classes, len(classes))
   confused = matrix * ~np.eye(*matrix.shape, dtype=bool)
   wrong, number = np.flatnonzero(outcome.classes != outcome.labels), len(outcome.labels)
-  told, is_small = (
-    f'All {number:,} test images are classified correctly.',
-    len(classes) <= MATRIX_CLASSES,
-  )
+  told = f'All {number:,} test images are classified correctly.'
+  is_small = len(classes) <= LONG  # more do not fit into a readable confusion matrix
   if len(wrong):
     told = f'{len(wrong):,} of {number:,} test images are misclassified.'
-  blocks = [told, is_small and Confusion(confusion_rows(classes, matrix[:, :-1]))]
+  blocks = [told, is_small and confusion_of(classes, matrix[:, :-1])]
   if len(wrong):
     pairs = sorted(np.argwhere(confused).tolist(), key=lambda pair: -confused[tuple(pair)])
     named = [
@@ -132,8 +143,8 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
   return blocks
 
 
-def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Class]:
-  """The rows of a confusion matrix, with separate shades for right answers and errors.
+def confusion_of(classes: Sequence[str], matrix: np.ndarray) -> Confusion:
+  """A confusion matrix with separate shades for right answers and errors.
 
   On a common scale, the errors of a good model would vanish next to its right answers.
 
@@ -142,19 +153,16 @@ def confusion_rows(classes: Sequence[str], matrix: np.ndarray) -> list[Class]:
     matrix: int [true, answer], numbers of images.
 
   Example:
-    >>> cat, dog = confusion_rows(['cat', 'dog'], np.array([[9, 1], [0, 10]]))
-    >>> cat.recall, cat.cells
-    ('90%', [(9, 0.9), (1, 1.0)])
+    >>> confusion_of(['cat', 'dog'], np.array([[9, 1], [0, 10]])).rows[0]
+    ('cat', [(9, 0.9), (1, 1.0)])
   """
-  of_class, right = matrix.sum(axis=1), np.eye(len(matrix), dtype=bool)
-  shares = matrix / np.maximum(of_class, 1)[:, None]
+  right = np.eye(len(matrix), dtype=bool)
+  shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   most = max(shares[~right].max(initial=0), 1e-9)
   strengths = np.where(right, shares, shares / most).round(3)
-  return [
-    Class(
-      name,
-      f'{100 * shares[true, true]:.0f}%' if of_class[true] else 'none',
-      list(zip(matrix[true].tolist(), strengths[true].tolist(), strict=True)),
-    )
-    for true, name in enumerate(classes)
-  ]
+  return Confusion(
+    [
+      (name, list(zip(counts.tolist(), shades.tolist(), strict=True)))
+      for name, counts, shades in zip(classes, matrix, strengths, strict=True)
+    ]
+  )

@@ -12,10 +12,12 @@ from markupsafe import Markup
 from glora_jax.compiling import MEMORY
 from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
+from glora_jax.vision.data import record
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.curves import searched_images
 from glora_jax.vision.reports.page import (
+  LONG,
   TEST_LIST,
   Code,
   Facts,
@@ -28,6 +30,14 @@ from glora_jax.vision.reports.table import Board, Pivot
 from glora_jax.vision.structure_names import FINETUNING, GENOME_ENDING, TRANSFER, stage_title
 
 _RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
+
+
+def left_out(workdir: str) -> list[Any]:
+  """The images that cannot be decoded, with the reason; nothing if there are none."""
+  rows = [(row.image, row.split, row.fault) for row in record.read(workdir) if row.fault]
+  title = 'Images left out because they cannot be decoded'
+  table = Table(title, ('image', 'split', 'reason'), rows, 3, is_folded=len(rows) > LONG)
+  return [Heading(title), table] if rows else []
 
 
 def tell_run(result: Mapping[str, Any], spec: Spec) -> str:

@@ -27,6 +27,7 @@ from glora_jax.files import atomic
 from glora_jax.vision.reports.charts import Chart
 
 NAME = 'report.html'
+LONG = 20  # rows of a table that is folded
 # On light and on dark paper. The four accents can be told apart with protanopia and deuteranopia,
 # and so can the series.
 COLORS = {

@@ -47,7 +47,6 @@ training.learning_rate), bounded gradients (training.max_grad_norm=1) or more ep
 (training.epochs) in a new workdir.
 """
 _MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
-_LONG = 20  # rows of a table that is folded
 
 
 def write_run(
@@ -78,6 +77,7 @@ def write_run(
   has_gradient = result.get('allocation', {}).get('epochs')
   allocated = f'Allocation from {"one gradient" if has_gradient else "other tasks"}'
   programs = making.table_of_programs(result)
+  told = [making.tell_run(result, spec), making.tell_protocol(result), *making.left_out(workdir)]
   page.write(
     workdir,
     what='a run',
@@ -91,9 +91,10 @@ def write_run(
       Section('allocation', allocated, structure.blocks_of(allocation, result)),
       Section('search', 'Search', curves.search_blocks(result, spec, archive)),
       Section('training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)),
+      Section('classes', 'Classes', errors.blocks_by_class(result)),
       Section('errors', 'Errors', errors.blocks_of(outcome)),
       Section('cost', 'Cost', [*making.cost(pivot), programs, _MEMORY]),
-      Section('run', 'What was run', [making.tell_run(result, spec), making.tell_protocol(result)]),
+      Section('run', 'What was run', told),
       Section('reproduce', 'Reproduce it', making.reproduce(board)),
       Section('use', 'Use it', making.snippets(workdir, result)),
     ],
@@ -232,7 +233,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
   blocks: list[Any] = [
-    Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > _LONG)
+    Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > page.LONG)
   ]
   blocks.append(TEST_LIST)
   if board.missing:
@@ -266,7 +267,7 @@ def rates(pivot: Pivot) -> list[Any]:
   """
   titles = ('structure', *(f'{rate:g}' for rate in columns))
   caption = 'Validation accuracy in percent by learning rate'
-  return [told, Table(caption, titles, rows, is_folded=len(rows) > _LONG)]
+  return [told, Table(caption, titles, rows, is_folded=len(rows) > page.LONG)]
 
 
 def sources(pivot: Pivot) -> list[Any]:

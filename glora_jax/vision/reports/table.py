@@ -25,6 +25,7 @@ from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, 
 NAME = 'table.csv'
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 MEAN_OF_GROUPS = 'mean of groups'  # the headline of VTAB
+BALANCED = ', balanced'  # the end of a title
 TEST_SETS = {
   'test': 'ImageNet',
   'v2': 'ImageNet-V2',
@@ -140,7 +141,7 @@ def board_of_run(result: Mapping[str, Any]) -> Board:
 
 
 class Row(NamedTuple):
-  """An accuracy that a run has measured, or a published one.
+  """What a run has measured on a split or on one class of it, or a published accuracy.
 
   Attributes:
     run: the run's folder in the suite's workdir; '' for a single run.
@@ -156,7 +157,13 @@ class Row(NamedTuple):
     parameters: number of trained ones, without the head.
     trained_on: 'train' or 'train+val'.
     split: 'val', 'test' or a further test set.
-    accuracy: share of its images that are classified correctly.
+    class_name: name of the class that is measured; '' for all images.
+    images: how many images are measured.
+    accuracy: share of its images that are classified correctly; of a class its recall.
+    balanced_accuracy: mean recall of the classes.
+    precision: of a class.
+    recall: of a class.
+    f1: of a class.
     seconds: for everything that the structure needed.
     protocol: 'honest', 'paper' or 'published'.
     source: the paper of a published result.
@@ -175,7 +182,13 @@ class Row(NamedTuple):
   parameters: int | None = None
   trained_on: str = 'train'
   split: str = 'test'
+  class_name: str = ''
+  images: int | None = None
   accuracy: float = math.nan
+  balanced_accuracy: float | None = None
+  precision: float | None = None
+  recall: float | None = None
+  f1: float | None = None
   seconds: float | None = None
   protocol: str = 'honest'
   source: str | None = None
@@ -190,7 +203,8 @@ class Row(NamedTuple):
 def rows_of(board: Board) -> list[Row]:
   """The long table: a row for every run, structure and split; then the published results.
 
-  Published results are there only if they were trained on the same images as ours.
+  Below the row of a run's result on the test images is one for each class. Published results are
+  there only if they were trained on the same images as ours.
   """
   found = [
     row for name, result in board.finished.items() for row in _rows_of_run(board, name, result)
@@ -223,7 +237,7 @@ def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator
     }
     for split, share in shares.items():
       if share is not None:
-        yield Row(
+        row = Row(
           run=name,
           task=cell.task,
           group=place_of(cell.task, split).group,
@@ -236,10 +250,21 @@ def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator
           parameters=found['params'],
           trained_on=result['train_on'],
           split=split,
+          images=result['data']['images'].get(split),
           accuracy=share,
+          balanced_accuracy=found.get(f'{split}_balanced_accuracy'),
           seconds=found['seconds'],
           protocol=result['protocol'],
         )
+        yield row
+        if (structure, split) == (result['result'], 'test'):
+          columns = result.get('by_class', {})
+          for class_name in columns.get('images', ()):
+            measured = {field: column[class_name] for field, column in columns.items()}
+            accuracy = measured['recall']
+            yield row._replace(
+              class_name=class_name, accuracy=accuracy, balanced_accuracy=None, **measured
+            )
 
 
 class Place(NamedTuple):
@@ -510,7 +535,8 @@ def pivot_of(board: Board) -> Pivot:
 
 def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
   """The methods with the accuracies that were measured or published, without other means."""
-  shown = [row for row in rows if row.role != 'rate' and _line_of(board, row)]
+  rows = [row for row in rows if row.role != 'rate' and not row.class_name]
+  shown = [row for row in rows if _line_of(board, row)]
   if all(row.is_published for row in shown):
     return []
   # A published method may have several sizes.
@@ -551,7 +577,8 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
   """The titles of all numbers in order, those of means with what they are the mean of."""
   if not board.by_task:
     found = [title for method in methods for title in method.cells]
-    return {title: () for title in dict.fromkeys(['validation', 'test', *found]) if title in found}
+    first = ['validation', f'validation{BALANCED}', 'test', f'test{BALANCED}']
+    return {title: () for title in dict.fromkeys([*first, *found]) if title in found}
   cells = board.tested.values()
   places = dict.fromkeys(place for cell in cells for place in places_of(cell.task))
   lines, titles = [place.line for place in places], {}
@@ -579,10 +606,11 @@ def _line_of(board: Board, row: Row) -> str:
 
 def _accuracies(board: Board, rows: Sequence[Row]) -> dict[str, Number]:
   """A method's accuracies in percent by title, over those of its runs that have been measured."""
-  repeats: dict[str, dict[Hashable, float]] = {
-    title: {(row.seed, row.task): 100 * row.accuracy for row in same}
-    for title, same in group_by(rows, lambda row: _line_of(board, row)).items()
-  }
+  repeats: dict[str, dict[Hashable, float]] = collections.defaultdict(dict)
+  for row in rows:
+    for ending, share in (('', row.accuracy), (BALANCED, row.balanced_accuracy)):
+      if share is not None:
+        repeats[_line_of(board, row) + ending][row.seed, row.task] = 100 * share
   if rows[0].is_published:
     return {title: mean(shares) for title, shares in repeats.items()}
   first = board.cells[rows[0].run]

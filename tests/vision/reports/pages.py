@@ -8,6 +8,8 @@ import numpy as np
 
 from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
+from glora_jax.vision import metrics
+from glora_jax.vision.files import with_nulls
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
 from glora_jax.vision.reports.structure import describe
@@ -79,6 +81,16 @@ def make_outcome(classes, labels, answers, shares):
   return Outcome(classes, labels, answers, probabilities, pixels, files)
 
 
+def by_class(outcome):
+  """The metrics of every class, as `result.json` has them."""
+  matrix = metrics.confusion_matrix(outcome.labels, outcome.classes, len(outcome.names))
+  columns = metrics.by_class(matrix)
+  return {
+    field: with_nulls(dict(zip(outcome.names, column.tolist(), strict=True)))
+    for field, column in columns.items()
+  }
+
+
 def structure(params, accuracy, paired=None, **fields):
   """A structure of a run; `paired` are the images that only the result, or only it, got right."""
   measured = {'val_accuracy': accuracy, 'val_loss': 1.0, 'test_accuracy': accuracy}
@@ -117,6 +129,7 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
     },
   }
   outcome = make_outcome(classes, labels, answers, np.linspace(0.5, 0.99, 40))
+  result |= {'calibration_error': 0.125, 'by_class': by_class(outcome)}
   return Findings(result, spec, archive, allocation, outcome)
 
 

@@ -5,10 +5,12 @@ import re
 import types
 
 import html_pages
+import numpy as np
 import pages
 import pytest
 
 from glora_jax import main
+from glora_jax.vision.data import record
 from glora_jax.vision.reports import page, table
 
 
@@ -64,6 +66,40 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   text = ' '.join(root.text.split())
   assert 'supernet, epoch 2: 75' in text  # the title of a point
   assert pages.MADE['command'] in text
+
+
+@pytest.mark.parametrize('number', [3, 20, 21])
+def test_every_class_has_its_metrics_in_a_table_that_folds_if_it_is_long(
+  number, tmp_path, allocation
+):
+  findings = pages.make_findings(allocation, [f'kind {at}' for at in range(number)])
+  root = pages.write_run(tmp_path, findings)
+  [section] = [each for each in root.all('section') if each.attributes['id'] == 'classes']
+  title, *rows = section.rows()
+  assert title == ['class', 'test images', 'precision', 'recall', 'F1']
+  outcome = findings.outcome
+  for (name, images, _, recall, _), at in zip(rows, range(number), strict=True):
+    is_right = outcome.classes[outcome.labels == at] == at
+    assert (name, images) == (f'kind {at}', str(len(is_right)))
+    assert recall == f'{100 * is_right.mean():.1f}'
+  most = 100 * np.bincount(outcome.labels).max() / 40
+  assert 'Always answering kind 0, the most frequent class' in section.words()
+  assert f'would be right for {most:.1f}% of them' in section.words()
+  assert 'is 12.5 points off the share of right answers' in section.words()
+  assert bool(section.all('details')) == (number > 20)
+  is_drawn = [
+    each.attributes.get('class', '').startswith('confusion') for each in root.all('table')
+  ]
+  assert any(is_drawn) == (number <= 20)
+
+
+def test_images_that_were_left_out_are_named_with_the_reason(tmp_path, allocation):
+  whole = record.Row('train', 'cat', 'cat/1.jpg', 1, 1, 'digest')
+  broken = record.Row('test', 'cat', f'{pages.IMAGE}/2.jpg', 0, 1, '', 'not a readable image (x)')
+  record.write(str(tmp_path), [whole, broken])
+  root = pages.write_run(tmp_path, pages.make_findings(allocation))
+  assert [broken.image, 'test', broken.fault] in root.rows()
+  assert whole.image not in root.text
 
 
 def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, allocation):

@@ -46,7 +46,7 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
   shown = [(image.probability, image.file) for image in images.images]
   assert shown == [('90.0%', 'a_b/1.jpg'), ('80.0%', 'a_b/0.jpg'), ('80.0%', 'x|y/4.jpg')]
   assert pairs.bars == [('a_b, taken for dog', 2, '2 of 3'), ('x|y, taken for a_b', 1, '1 of 1')]
-  assert [[count for count, _ in row.cells] for row in confusion.rows] == [
+  assert [[count for count, _ in cells] for _, cells in confusion.rows] == [
     [1, 2, 0],
     [0, 1, 0],
     [1, 0, 0],

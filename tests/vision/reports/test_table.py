@@ -256,3 +256,29 @@ def test_a_mean_of_means_has_the_spread_over_seeds(allocation):
   number = ours(Board('vtab/all', cells, results))['mean of natural']
   assert str(number) == '65.0 ± 0.0'
   assert mean({0: 1.0}).deviation is None
+
+
+def test_the_table_has_every_class_of_every_result_and_no_mean_counts_them(allocation, tmp_path):
+  board, findings = pages.make_grid(allocation), pages.make_findings(allocation)
+  without = summary(board)
+  for name in board.tested:
+    board.results[name]['by_class'] = findings.result['by_class']
+  assert summary(board) == without
+  pages.write_board(tmp_path, board)
+  with open(tmp_path / 'table.csv') as file:
+    lines = [line for line in csv.DictReader(file) if line['class_name'] == 'dog']
+  assert [line['run'] for line in lines] == [*board.tested]
+  [shares] = {
+    tuple(line[name] for name in ('images', 'precision', 'recall', 'f1')) for line in lines
+  }
+  assert shares == tuple(str(column['dog']) for column in findings.result['by_class'].values())
+
+
+def test_balanced_accuracies_stand_beside_the_others_with_their_spread(allocation):
+  board = pages.make_grid(allocation)
+  for name in board.tested:
+    for found in board.results[name]['structures'].values():
+      found['test_balanced_accuracy'] = found['test_accuracy'] / 2
+  [title, _, linear, *_] = report.summary_of_suite(board, 'workdir').splitlines()
+  assert '| validation | test | test, balanced |' in title
+  assert '| 81.0 ± 1.4 | 40.5 ± 0.7 |' in linear

@@ -16,6 +16,7 @@ import html_pages
 import jax
 import numpy as np
 import pytest
+import sklearn.metrics
 from label_lists import write_images
 from PIL import Image
 from places import digests
@@ -27,6 +28,7 @@ from glora_jax.files import read_json
 from glora_jax.vision.data import image, normalization, pipeline
 from glora_jax.vision.data.catalog import find
 from glora_jax.vision.files import read_lines
+from glora_jax.vision.metrics import calibration_error
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import report, table
 from glora_jax.vision.runs import evaluation, experiment
@@ -177,6 +179,27 @@ def test_the_folded_file_alone_reproduces_the_test_accuracy(finished_run):
   assert wrong in html_pages.read(workdir).text
   assert result['fold_max_abs_diff'] < 1e-4
   assert metadata['classes'] == list('0123456789')
+
+
+def test_the_metrics_of_a_run_follow_from_its_predictions(finished_run):
+  workdir, result = finished_run
+  with open(workdir / 'predictions.csv', newline='') as file:
+    predicted = [*csv.DictReader(file)]
+  labels, answers = ([row[name] for row in predicted] for name in ('label', 'answer'))
+  expected = sklearn.metrics.precision_recall_fscore_support(
+    labels, answers, labels=[*'0123456789'], zero_division=np.nan
+  )
+  with open(workdir / 'table.csv', newline='') as file:
+    rows = [row for row in csv.DictReader(file) if row['structure'] == result['result']]
+  for name, values in zip(('precision', 'recall', 'f1', 'images'), expected, strict=True):
+    found = [float(row[name] or 'nan') for row in rows if row['class_name']]
+    np.testing.assert_allclose(found, values)
+  [whole] = [row for row in rows if row['split'] == 'test' and not row['class_name']]
+  assert float(whole['balanced_accuracy']) == pytest.approx(np.nanmean(expected[1]))
+  assert whole['images'] == '797'
+  shares = np.array([max(float(row[name]) for name in '0123456789') for row in predicted])
+  is_right = np.array(labels) == answers
+  assert result['calibration_error'] == pytest.approx(calibration_error(shares, is_right))
 
 
 def test_the_test_list_was_frozen_before_any_test_accuracy_existed(finished_run):

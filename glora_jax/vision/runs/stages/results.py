@@ -251,18 +251,19 @@ def write_results(
     The content of `result.json`.
   """
   settings, candidates, task = context.settings, listed.candidates, context.task
-  candidate, is_tested = candidates[listed.result], listed.answers is not None
+  candidate = candidates[listed.result]
   archive, supernet = listed.found.get('search'), listed.found.get('supernet')
   allocation = listed.found['structure'].allocation if 'structure' in listed.found else None
   splits = (context.train_split, context.search_split, settings.final_split)
-  splits = (*splits, 'test') if is_tested else splits
   images = {split: len(task.open(split).labels) for split in splits}
   tested: dict[str, Any] = {}
+  outcome = None
   if listed.answers is not None:
-    tested = {
-      'fold_max_abs_diff': _save_models(context, candidate),
-      **_measure_by_class(context, listed.answers),
-    }
+    test, pixels = task.open('test'), functools.partial(context.images.pixels, 'test')
+    images['test'] = len(test.labels)
+    files = [test[index].key for index in range(len(test.labels))]
+    outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, files)
+    tested = {'fold_max_abs_diff': _save_models(context, candidate), **_measure(outcome)}
   searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   if archive is not None:
     number = images[context.search_split]
@@ -307,11 +308,7 @@ def write_results(
     }
   inherited = {} if supernet is None else _measure_presets(context, supernet)
   if meshes.primary():
-    outcome = None
-    if listed.answers is not None:
-      test, pixels = task.open('test'), functools.partial(context.images.pixels, 'test')
-      files = [test[index].key for index in range(len(test.labels))]
-      outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, files)
+    if outcome is not None:
       write_predictions(context.path('predictions.csv'), task.classes, outcome.rows())
     base = ('sha256', 'num_heads', 'activation', 'patch_size')
     known = {
@@ -359,16 +356,15 @@ def _describe(
   return found
 
 
-def _measure_by_class(context: Context, answers: Predictions) -> dict[str, Any]:
-  """The result's calibration error and its metrics by class, on the test images."""
-  labels, names = context.task.open('test').labels, context.task.classes
-  columns = metrics.by_class(metrics.confusion_matrix(labels, answers.classes, len(names)))
-  confidences, is_right = answers.probabilities.max(-1), answers.classes == labels
+def _measure(outcome: Outcome) -> dict[str, Any]:
+  """The calibration error, and the metrics of each class by its name."""
+  names, labels, answers, probabilities, *_ = outcome
+  columns = metrics.by_class(metrics.confusion_matrix(labels, answers, len(names)))
   return {
-    'calibration_error': metrics.calibration_error(confidences, is_right),
+    'calibration_error': metrics.calibration_error(probabilities.max(-1), answers == labels),
     'by_class': {
       field: with_nulls(dict(zip(names, column.tolist(), strict=True)))
-      for field, column in columns._asdict().items()
+      for field, column in columns.items()
     },
   }
 
