@@ -9,8 +9,9 @@ from markupsafe import Markup
 from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
+from glora_jax.vision.reports.means import mean
 from glora_jax.vision.reports.page import Table, sentence_case
-from glora_jax.vision.reports.table import Method, Pivot, is_mean, mean, tell_other_images
+from glora_jax.vision.reports.table import Method, Pivot, is_mean, tell_other_images
 from glora_jax.vision.structure_names import GRADIENT, SEARCH, SUPERNET, TRANSFER
 
 BACKBONE = 'ViT-B/16 pretrained on ImageNet-21k'  # of the published results

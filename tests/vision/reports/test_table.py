@@ -9,8 +9,9 @@ import pytest
 from glora_jax.vision.data.catalog import FAMILIES, expand
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports import accuracy, report, table
+from glora_jax.vision.reports.means import mean
 from glora_jax.vision.reports.page import group_by
-from glora_jax.vision.reports.table import Board, Cell, mean, pivot_of
+from glora_jax.vision.reports.table import Board, Cell, pivot_of
 
 VTAB = {task.name: task.group for task in vtab.TASKS}
 
