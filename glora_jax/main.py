@@ -36,7 +36,7 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from glora_jax.checks import check_path
+from glora_jax.checks import check_path, listed
 from glora_jax.errors import MissingPackageError, UserError
 
 try:
@@ -371,6 +371,10 @@ def _explain(error: Exception) -> str:
   if not isinstance(error, flags.Error):  # of ml_collections, with the closest name
     reason = error.__context__ or error
     text = '. '.join(str(reason.args[0]).splitlines())
+    from glora_jax.vision.runs.fields import fields_called
+
+    if full := fields_called(text.strip("'")):
+      text += f'; fields so called: {listed(full)}.'
     return f'The config has no such field: {text} (--help_config=all shows all fields.)'
   text = ' '.join(str(error).split())
   if text.startswith('flag --config='):

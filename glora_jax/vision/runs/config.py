@@ -185,7 +185,7 @@ def parse_arguments(
     if name not in defaults or name in given:
       raise ValueError(
         f"{shown(part)} in the config's arguments is unknown or repeated; give NAME=VALUE, with "
-        f'the names {", ".join(defaults)}.'
+        f'the names {", ".join(defaults)}, other fields as --config.FIELD=VALUE (--help_config).'
       )
     default = defaults[name]
     kind = default if isinstance(default, type) else type(default)

@@ -86,6 +86,17 @@ def values_of(settings: RunSettings) -> dict[str, Any]:
   return by_name(as_json(settings))
 
 
+def fields_called(name: str) -> list[str]:
+  """The dotted names of all fields of a name.
+
+  Example:
+    >>> fields_called('learning_rate')
+    ['training.learning_rate', 'finetune.learning_rate']
+  """
+  names = (field.name for _, _, fields in sections(RunSettings()) for field in fields)
+  return [full for full in names if full.endswith(f'.{name}')]
+
+
 def is_among(name: str, fields: Iterable[str]) -> bool:
   """Whether a dotted name is among some fields and sections.
 
