@@ -122,7 +122,7 @@ CONFIG = define_config(flags.FLAGS)
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder for all output; runs/NAME_OF_CONFIG by default.'
 )
-CHECK = flags.DEFINE_bool('check', False, 'Show which data is ready or missing, then exit.')
+CHECK = flags.DEFINE_bool('check', False, 'Show which data and weights are ready, then exit.')
 SHOW = flags.DEFINE_bool('show', False, 'Draw a batch of training images, then exit.')
 OUTPUT = flags.DEFINE_string('output', 'batch.png', 'Picture written by --show.')
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace an existing file.')

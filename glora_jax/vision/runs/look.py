@@ -42,8 +42,16 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
   """Prints what the data of every task of a config needs; returns whether all are ready.
 
   Nothing is downloaded or prepared.
+
+  Raises:
+    FileNotFoundError: the weights are a path where nothing is.
   """
   settings = check_config(config)
+  weights = settings.model.weights
+  if ':' not in weights and weights not in fetch.SHORTCUTS:  # neither an address nor on a hub
+    fetch.fetch(weights)
+  if state := dict(_weights()).get(weights):
+    print(f'weights {weights}: {state}')
   names = catalog.expand(settings.task)
   number_ready = 0
   for name in names:

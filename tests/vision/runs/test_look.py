@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from comparing import assert_refused
 from label_lists import write_images
 from PIL import Image
 from places import ROOT, digests
@@ -85,6 +86,18 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   with pytest.raises(FileExistsError, match=r'would replace .*, an input'):
     look.show(config, str(tmp_path / name), overwrite=True)
   assert digests(tmp_path) == before
+
+
+def test_a_look_at_weights_downloads_none_and_names_a_wrong_path(
+  config, tmp_path_factory, monkeypatch, capsys
+):
+  monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+  for name, said in (('embedded', 'in the package'), ('dinov2-S/14', 'not downloaded yet')):
+    config.model.weights = name
+    assert look.check(config)
+    assert f'weights {name}: {said}' in capsys.readouterr().out
+  config.model.weights = 'dinov2'
+  assert_refused("model.weights='dinov2' is not a file", look.check, config, kind=OSError)
 
 
 @pytest.mark.parametrize('skip_broken', [False, True])
