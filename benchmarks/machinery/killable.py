@@ -58,7 +58,13 @@ KINDS: dict[str, dict[str, Any]] = {  # what is killed, and its fields besides q
   },
   'two': {},
 }
-COMPARED = ('adapter.safetensors', 'metrics.jsonl', 'genome.json', 'test_list.json')
+COMPARED = (
+  'adapter.safetensors',
+  'metrics.jsonl',
+  'genome.json',
+  'predictions.csv',
+  'test_list.json',
+)
 # Lines of the log at which a stage of a run begins, or a suite goes on to another run.
 BEGINNING = re.compile(r'^(?:\S+: stage \d|(?:Checking|Trying a rate|Training|Testing): ).*', re.M)
 
