@@ -6,7 +6,6 @@ People read it as a `Pivot`: by structure for one task, by task for several.
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import functools
 import json
@@ -15,8 +14,8 @@ import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from glora_jax.files import atomic
 from glora_jax.vision.data.tasks import vtab
+from glora_jax.vision.files import write_csv
 from glora_jax.vision.reports.means import Number, mean, mean_of
 from glora_jax.vision.reports.page import SERIES, group_by
 from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, TRANSFER
@@ -214,12 +213,7 @@ def rows_of(board: Board) -> list[Row]:
 
 def write(workdir: str, rows: Sequence[Row]) -> None:
   """Writes `table.csv` into a workdir, whole or not at all."""
-  path = os.path.join(workdir, NAME)
-  with (
-    atomic(path) as temporary,
-    open(temporary, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file,
-  ):
-    csv.writer(file, lineterminator='\n').writerows([Row._fields, *rows])
+  write_csv(os.path.join(workdir, NAME), Row._fields, rows)
 
 
 def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator[Row]:
