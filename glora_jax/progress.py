@@ -10,15 +10,20 @@ from tqdm.auto import tqdm
 SOON = 1.0  # seconds; what is done by then needs no bar
 
 
-def progress_bar(*arguments: Any, wanted: bool = True, **options: Any) -> tqdm:
-  """A bar of tqdm's on a terminal or in a notebook; elsewhere one that shows nothing.
+def is_watched() -> bool:
+  """Whether somebody sees a bar: on a terminal, or in a notebook.
 
   In a log file, each of its updates would be a line.
+  """
+  return sys.stderr.isatty() or 'ipykernel' in sys.modules
+
+
+def progress_bar(*arguments: Any, wanted: bool = True, **options: Any) -> tqdm:
+  """A bar of tqdm's, which shows nothing unless somebody sees it.
 
   Args:
     *arguments: see `tqdm.tqdm`.
     wanted: whether to show it.
     **options: see `tqdm.tqdm`.
   """
-  is_watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
-  return tqdm(*arguments, delay=SOON, disable=not (wanted and is_watched), **options)
+  return tqdm(*arguments, delay=SOON, disable=not (wanted and is_watched()), **options)

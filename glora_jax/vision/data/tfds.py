@@ -21,7 +21,7 @@ from PIL import Image
 
 from glora_jax.checks import shown
 from glora_jax.files import first_line
-from glora_jax.progress import progress_bar
+from glora_jax.progress import is_watched, progress_bar
 from glora_jax.vision.data.image import decode, from_array
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
 from glora_jax.vision.data.task import Example, Examples, Part, Source, Task
@@ -126,6 +126,7 @@ def prepare(builder: Builder) -> None:
     _notice_preparation(builder)
     return
   log.info('Preparing %s', builder.info.full_name)
+  tfds.display_progress_bar(is_watched())
   try:
     builder.download_and_prepare(file_format='array_record')
   except ImportError as error:

@@ -12,6 +12,7 @@ import requests
 from glora_jax import hub
 from glora_jax.checks import printable, shown
 from glora_jax.files import first_line
+from glora_jax.progress import is_watched
 from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models.checkpoint import HUB_FILES, locate
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_FILE
@@ -122,7 +123,7 @@ def _download(url: str, sha256: str | None) -> str:
       sha256 and f'sha256:{sha256}',
       os.path.basename(path),
       os.path.dirname(path),
-      downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),  # pyrefly: ignore
+      downloader=pooch.HTTPDownloader(progressbar=is_watched(), timeout=30),  # pyrefly: ignore
     )
   except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
     reason = first_line(error)
