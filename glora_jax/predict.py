@@ -16,6 +16,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from glora_jax.checks import printable
 from glora_jax.errors import MissingPackageError
@@ -24,7 +25,7 @@ from glora_jax.progress import progress_bar
 try:
   from glora_jax.vision.data import image
   from glora_jax.vision.data.normalization import NORMALIZATIONS
-  from glora_jax.vision.files import PredictionRow, require_free, write_predictions
+  from glora_jax.vision.files import require_free, write_predictions
   from glora_jax.vision.models.classifier import Classifier, find_images, most_probable
   from glora_jax.vision.runs.processes import require_devices
   from glora_jax.vision.runs.terminal import reported, run_program, user_errors
@@ -117,7 +118,7 @@ def _positive(text: str) -> int:
 
 def _answer(
   classifier: Classifier, images: Sequence[str], given: argparse.Namespace, unreadable: list[str]
-) -> Iterator[PredictionRow]:
+) -> Iterator[list[Any]]:
   """The lines of a CSV; prints answers unless one is written.
 
   Images that cannot be read go to the list.
@@ -134,7 +135,7 @@ def _answer(
         bar.write(f'error: {printable(path)}: {outcome}', file=sys.stderr)
         if given.json:
           print(json.dumps({'image': path, 'error': outcome}))
-        yield PredictionRow(path, '', '', [''] * len(classifier.classes))
+        yield [path, '', '', *[''] * len(classifier.classes)]
         continue
       best = most_probable(classifier.classes, outcome, count)
       if given.json:
@@ -142,7 +143,7 @@ def _answer(
       elif is_printed:
         answers = ', '.join(f'{row["class"]} ({row["probability"]:.1%})' for row in best)
         print(printable(f'{path}: {answers}'))
-      yield PredictionRow(path, '', best[0]['class'], outcome)
+      yield [path, '', best[0]['class'], *outcome]
 
 
 def command() -> None:

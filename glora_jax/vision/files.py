@@ -171,26 +171,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     csv.writer(file).writerows(itertools.chain([header], rows))
 
 
-class PredictionRow(NamedTuple):
-  """A line of a CSV of predictions.
+def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+  """Writes predictions with `write_csv`.
 
-  Attributes:
-    file: the image, as `images.csv` or the command line names it.
-    label: name of its class; empty if it is unknown.
-    answer: name of the class that the model answers; empty if the image cannot be decoded.
-    probabilities: of the classes, in their order; empty texts if the image cannot be decoded.
+  Args:
+    path: path of the file.
+    classes: names of the classes.
+    rows: for each image its file, the name of its class, the model's answer, and the probability of
+      each class; what is not known is empty.
   """
-
-  file: str
-  label: str
-  answer: str
-  probabilities: Iterable[Any]
-
-
-def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[PredictionRow]) -> None:
-  """Writes predictions with `write_csv`: file, label, answer, and a column for each class."""
-  lines = ([*row[:3], *row.probabilities] for row in rows)
-  write_csv(path, ['file', 'label', 'answer', *classes], lines)
+  write_csv(path, ['file', 'label', 'answer', *classes], rows)
 
 
 def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

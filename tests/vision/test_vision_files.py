@@ -72,12 +72,9 @@ def test_predictions_are_read_back_exactly_whatever_the_names(tmp_path):
   probabilities = np.random.default_rng(0).dirichlet([1, 1], 3).astype(np.float32)
   names = ['a/\udcff.png', 'ü, b.png', '"']
   rows = [
-    files.PredictionRow(name, 'file', classes[0], shares)
-    for name, shares in zip(names, probabilities, strict=True)
+    [name, 'file', classes[0], *shares] for name, shares in zip(names, probabilities, strict=True)
   ]
-  files.write_predictions(
-    path, classes, [*rows, files.PredictionRow('broken.png', '', '', ['', ''])]
-  )
+  files.write_predictions(path, classes, [*rows, ['broken.png', '', '', '', '']])
   with open(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
     header, *lines, broken = csv.reader(file)
   assert header == ['file', 'label', 'answer', *classes]

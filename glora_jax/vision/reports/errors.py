@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from glora_jax.vision.files import PredictionRow
 from glora_jax.vision.metrics import BINS, confusion_matrix
 from glora_jax.vision.reports.charts import Bars
 from glora_jax.vision.reports.page import LONG, Heading, Table, percent
@@ -36,12 +35,12 @@ class Outcome(NamedTuple):
   pixels: Callable[[np.ndarray], np.ndarray]
   files: Sequence[str]
 
-  def rows(self) -> Iterator[PredictionRow]:
+  def rows(self) -> Iterator[list[Any]]:
     """The lines of `predictions.csv`."""
     names = (*self.names, '')
     for at, file in enumerate(self.files):
-      answer = names[self.classes[at]]
-      yield PredictionRow(file, names[self.labels[at]], answer, self.probabilities[at])
+      label, answer = names[self.labels[at]], names[self.classes[at]]
+      yield [file, label, answer, *self.probabilities[at]]
 
 
 class Confusion(NamedTuple):
