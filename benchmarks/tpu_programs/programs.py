@@ -34,7 +34,6 @@ from glora_jax.vision.runs.settings import (
   SpaceSettings,
   TrainingSettings,
 )
-from glora_jax.vision.runs.stages.allocation import gradient_loss
 from glora_jax.vision.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
 
 Program = tuple[Any, tuple[Any, ...]]  # a compiled function and its arguments
@@ -112,7 +111,9 @@ def training(run: Context, learner: Adapted) -> Program:
   optimizer = recipe.optimizer(recipe.steps_per_epoch(number))
   start = jax.eval_shape(functools.partial(initial_state, optimizer=optimizer), trainable)
   whole = meshes.are_replicated(frozen)
-  steps = make_steps(loss_of(run, learner), optimizer, recipe.accumulate, run.mesh, whole)
+  steps = make_steps(
+    loss_of(run, learner, split.labels), optimizer, recipe.accumulate, run.mesh, whole
+  )
   per_call = steps_per_call(recipe.steps_per_epoch(number), MOST_STEPS)
   indices = Shape((per_call, recipe.batch_size), jnp.int32)
   state, indices = meshes.replicate(run.mesh, (start.opt_state, indices))
@@ -133,7 +134,9 @@ def allocation(run: Context) -> Program:
   (adapted, variables, *_), batch_size = run.place(GRADIENT), run.settings.training.batch_size
   ranks = max(max(layer.space.ranks) for layer in adapted.spec)
   parts, size = min(run.settings.allocation.max_rank, ranks), run.metadata['image_size']
-  found = Pass(adapted, variables, gradient_loss(run), parts, jax.random.key(0), run.mesh)
+  found = Pass(
+    adapted, variables, classification(run.preprocess), parts, jax.random.key(0), run.mesh
+  )
   images = Shape((batch_size, size, size, 3), jnp.uint8)
   batch = meshes.split_rows(run.mesh, (images, Shape((batch_size,), jnp.int32)))
   return found.program, (*found.start(), batch, KEY)

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -29,6 +29,9 @@ from glora_jax.method.validation import as_data, is_data, size_of, to_arrays
 MOST_STREAMED_STEPS = 8
 # About how many examples a stream reads per call of `batches`, each of which may start workers.
 _READ_AT_ONCE = 2**20
+
+# (key, epoch, number of examples) -> the examples of that epoch, in their order.
+Draw = Callable[[jax.Array, int, int], Any]
 
 
 @runtime_checkable
@@ -61,13 +64,16 @@ class Block(NamedTuple):
   weight: float | None = None
 
 
-def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed | Loader:
+def source_of(
+  batches: Any, batch_size: int, parts: int, draw: Draw | None = None
+) -> Resident | Streamed | Loader:
   """The source of batches for what `fit` got as `batches`.
 
   Args:
     batches: see `fit`.
     batch_size: number of examples in a step, of a data set.
     parts: number of equal parts that every batch must divide into.
+    draw: see `batch_indices`, of a data set.
 
   Raises:
     TypeError: it is none of the kinds, or not all numbers.
@@ -75,10 +81,10 @@ def source_of(batches: Any, batch_size: int, parts: int) -> Resident | Streamed 
       looks like a data set.
   """
   if isinstance(batches, Stream):
-    return Streamed(batches, batch_size)
+    return Streamed(batches, batch_size, draw)
   if is_data(batches):
     data = as_data(batches)
-    return Resident(data, batch_size, size_of(data))
+    return Resident(data, batch_size, size_of(data), draw)
   if not isinstance(batches, Iterable) or isinstance(batches, str):
     raise TypeError(
       f'batches={shown(batches)} must be a data set (an array, or a tuple or dictionary of '
@@ -115,11 +121,13 @@ class Resident:
     data: tree of arrays [n, ...].
     batch_size: number of examples in a step.
     num_examples: n.
+    draw: see `batch_indices`.
   """
 
   data: Any
   batch_size: int
   num_examples: int
+  draw: Draw | None = None
 
   def blocks(
     self, key: Any, steps: tuple[int, int], most_steps: int, mesh: jax.sharding.Mesh | None = None
@@ -140,6 +148,7 @@ class Resident:
       last=last,
       num_examples=self.num_examples,
       batch_size=self.batch_size,
+      draw=self.draw,
     )
     rows = zip(*map(in_order, key), strict=True) if isinstance(key, list) else in_order(key)
     for start in range(first, last, block_size):
@@ -154,10 +163,12 @@ class Streamed:
   Attributes:
     stream: the data set; each process reads the examples of its own devices.
     batch_size: number of examples in a step.
+    draw: see `batch_indices`.
   """
 
   stream: Stream
   batch_size: int
+  draw: Draw | None = None
 
   @property
   def num_examples(self) -> int:
@@ -174,7 +185,7 @@ class Streamed:
     first, last = steps
     steps_per_epoch = self.num_examples // self.batch_size
     block_size = steps_per_call(steps_per_epoch, min(most_steps, MOST_STREAMED_STEPS))
-    in_order = batch_indices(key, first, last, self.num_examples, self.batch_size)
+    in_order = batch_indices(key, first, last, self.num_examples, self.batch_size, self.draw)
     batches = _read_in_order(self.stream, in_order, self.batch_size, mesh)
     while first < last:
       left_of_epoch = steps_per_epoch - first % steps_per_epoch
@@ -309,12 +320,17 @@ def read(stream: Stream, indices: np.ndarray) -> Iterator[Any]:
 
 
 def batch_indices(
-  key: jax.Array, first: int, last: int, num_examples: int, batch_size: int
+  key: jax.Array,
+  first: int,
+  last: int,
+  num_examples: int,
+  batch_size: int,
+  draw: Draw | None = None,
 ) -> Iterator[np.ndarray]:
   """The examples of the steps `first` to `last - 1`, one step after another, each int32 [batch].
 
-  Every epoch is its own permutation, a function of the key and the epoch alone; the partial batch
-  at its end is dropped.
+  Every epoch is its own permutation or draw, a function of the key and the epoch alone; the partial
+  batch at its end is dropped.
 
   Args:
     key: random key of the order.
@@ -322,10 +338,11 @@ def batch_indices(
     last: the step after the last.
     num_examples: number of examples in the data set.
     batch_size: number of examples in a step.
+    draw: draws the examples of an epoch; None for a permutation of all.
   """
   per_epoch = num_examples // batch_size
   for epoch in range(first // per_epoch, -(-last // per_epoch)):
-    order = np.asarray(_permutation(key, epoch, num_examples))[: per_epoch * batch_size]
+    order = np.asarray((draw or _permutation)(key, epoch, num_examples))[: per_epoch * batch_size]
     rows = order.reshape(per_epoch, batch_size).astype(np.int32)
     start = epoch * per_epoch
     yield from rows[max(first - start, 0) : last - start]

@@ -26,7 +26,7 @@ from glora_jax.method.forward import loss_and_metrics
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import check_only_arrays
 from glora_jax.progress import progress_bar
-from glora_jax.training.batches import Loader, Resident, Streamed, source_of, split_traced
+from glora_jax.training.batches import Draw, Loader, Resident, Streamed, source_of, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
 from glora_jax.tree import by_name, differences, flatten, join
@@ -404,6 +404,7 @@ def minimize(
   title: str = 'train',
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
+  draw: Draw | None = None,
 ) -> TrainState:
   """Minimizes any loss with a recipe; `fit` does so for an adapted model.
 
@@ -425,6 +426,7 @@ def minimize(
     title: text before the progress bar.
     progress: whether to show the bar.
     mesh: devices that every batch is split over.
+    draw: draws the examples of every epoch of a data set, see `batches.batch_indices`.
 
   Returns:
     The final state.
@@ -463,7 +465,7 @@ def minimize(
   if mesh is not None:
     meshes.require_mesh(mesh)
   parts = recipe.accumulate * (1 if mesh is None else mesh.size)
-  source = source_of(batches, recipe.batch_size, parts)
+  source = source_of(batches, recipe.batch_size, parts, draw)
   runs, rates = _checked_runs(key, trainable, rates, state, source, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)

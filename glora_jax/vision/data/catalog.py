@@ -58,6 +58,8 @@ def find(name: str, source: Source = Source()) -> Task:
     >>> task.num_classes
     37
   """
+  if source.groups is not None and not name.startswith(('folder:', 'csv:')):
+    raise ValueError(f'data.groups={shown(source.groups)} is for folders and CSVs; leave it out.')
   if name == 'digits':
     return digits.digits()
   kind, _, rest = name.partition('/')
@@ -68,7 +70,8 @@ def find(name: str, source: Source = Source()) -> Task:
     require_printable('The task', [path])
     if kind == 'tfds':
       return tfds.own_task(path, source)
-    return (own.folder_task if kind == 'folder' else own.csv_task)(absolute(path))
+    find_own = own.folder_task if kind == 'folder' else own.csv_task
+    return find_own(absolute(path), source.groups)
   patterns = ', '.join(_pattern(kind) for kind in FAMILIES)
   raise ValueError(
     f'The task {shown(name)} is unknown; the tasks are: digits, {patterns}, '

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from glora_jax.checks import listed, printable, shown
@@ -26,12 +26,14 @@ class LabelledPath(NamedTuple):
     path: path of the image as the label file has it.
     label: label as the label file has it.
     split: split as the label file has it; '' where it says none.
+    cells: all cells of a CSV's row, by the name of the column in lower case.
   """
 
   line: int
   path: str
   label: str
   split: str = ''
+  cells: Mapping[str, str] = {}
 
 
 def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
@@ -171,5 +173,5 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     row = dict(zip(columns, cells, strict=False))
     if any(cells[len(columns) :]) or not all(map(row.get, wanted)):
       _refuse(path, line, what, *cells)
-    labelled.append(LabelledPath(line, *map(row.__getitem__, wanted)))
+    labelled.append(LabelledPath(line, row['path'], row['label'], row.get('split', ''), row))
   return labelled

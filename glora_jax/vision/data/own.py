@@ -7,21 +7,24 @@ labels.
 from __future__ import annotations
 
 import collections
+import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 
-from glora_jax.checks import listed, printable
+from glora_jax.checks import listed, printable, shown
 from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image, raise_listing_error
 from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
 from glora_jax.vision.data.task import Files, Part, Task, require_measurable, require_printable
 
 
-def folder_task(folder: str) -> Task:
+def folder_task(folder: str, groups: str | None = None) -> Task:
   """A task on a folder with a subfolder for each class, or with train, val and test of such.
 
   Args:
     folder: absolute path of the folder.
+    groups: see `Source`.
 
   Raises:
     FileNotFoundError: it is not there.
@@ -49,14 +52,18 @@ def folder_task(folder: str) -> Task:
   for split, path in (given or {'train': folder}).items():
     images[split], notes = _scan(path, classes, folder)
     ignored += notes
+    if groups:
+      files = images[split]
+      files.groups += [_group(groups, files[at].key) for at in range(len(files.paths))]
   return _task('folder', folder, classes, images, ignored)
 
 
-def csv_task(path: str) -> Task:
+def csv_task(path: str, groups: str | None = None) -> Task:
   """A task on the images of a CSV, whose paths are relative to its own folder.
 
   Args:
     path: absolute path of the CSV.
+    groups: see `Source`.
 
   Raises:
     FileNotFoundError: it is not there, or images that it names are not.
@@ -84,6 +91,8 @@ def csv_task(path: str) -> Task:
     files = given.setdefault(split, Files([], [], os.path.dirname(path)))
     files.paths.append(image)
     files.given_labels.append(number_of[row.label])
+    if groups:
+      files.groups.append(row.cells.get(groups.lower()) or _group(groups, row.path))
   if 'train' not in given:
     raise ValueError(f'{path} has no row with split=train, so there is nothing to train on.')
   return _task('csv', path, classes, given)
@@ -106,10 +115,16 @@ def _task(
     ignored: notes on files that are ignored.
 
   Raises:
-    ValueError: see `divide`, or what is split already cannot measure anything.
+    ValueError: see `divide`, or what is split already cannot measure anything, or cuts a group.
   """
   train = given['train']
-  made = divide(path, classes, train.labels, given)
+  for (one, its), (other, others) in itertools.combinations(given.items(), 2):
+    if common := {*its.groups} & {*others.groups}:
+      raise ValueError(
+        f'{path}: {one} and {other} share the groups {listed(sorted(common))}; move the images of '
+        'each into one of the two.'
+      )
+  made = divide(path, classes, train.labels, given, train.groups)
   splits = {**given, **{split: Part(train, indices) for split, indices in made.items()}}
   labels = {split: examples.labels for split, examples in splits.items()}
   require_measurable(path, classes, labels)
@@ -119,6 +134,20 @@ def _task(
       notes.append(f'{split} has no images of {listed(absent)}.')
   in_order = {split: splits[split] for split in SPLITS}
   return Task(f'{kind}:{path}', classes, in_order, path, (*notes, *ignored))
+
+
+def _group(pattern: str, path: str) -> str:
+  """The group of an image by a pattern in its path; ValueError if that does not have it."""
+  try:
+    match = re.search(pattern, path)
+  except re.error:
+    match = None
+  if match is None or not (group := match[min(match.re.groups, 1)]):
+    raise ValueError(
+      f'data.groups={shown(pattern)} is neither a column of a CSV with a value in every row nor a '
+      f'regular expression that is found in {printable(path)}.'
+    )
+  return group
 
 
 def _subfolders(folder: str) -> list[str]:

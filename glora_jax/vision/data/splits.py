@@ -1,7 +1,7 @@
 """Which examples go into which split.
 
 What a user gives unsplit is split the same way every time: stratified, by a fixed seed, 80% to
-train, 10% each to val and test.
+train, 10% each to val and test. Groups of images, all those of a patient for instance, stay whole.
 """
 
 from __future__ import annotations
@@ -56,6 +56,46 @@ def split_indices(labels: np.ndarray, shares: Sequence[float], seed: int) -> lis
   return [np.sort(np.concatenate(part)).astype(np.int64) for part in parts]
 
 
+def split_groups(
+  labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int
+) -> list[np.ndarray]:
+  """Splits indices so that every group is whole in one part, and the classes nearly in proportion.
+
+  From the largest to the smallest, a group goes to the part that lacks most of its classes. But the
+  last groups of a class go to the parts that have no image of it.
+
+  Args:
+    labels: the class of every example, int [n]; each class occurs.
+    groups: the group of every example.
+    shares: see `split_indices`.
+    seed: decides which of equally large groups goes to which part.
+
+  Returns:
+    Ascending indices for each part, int64.
+
+  Example:
+    >>> groups = ['ann', 'ann', 'bob', 'bob', 'cid', 'cid']
+    >>> split_groups(np.array([0, 1, 0, 1, 0, 1]), groups, shares=(0.7, 0.3), seed=0)
+    [array([2, 3, 4, 5]), array([0, 1])]
+  """
+  names, numbers = np.unique(groups, return_inverse=True)
+  counts = np.zeros((len(names), labels.max() + 1), int)
+  np.add.at(counts, (numbers, labels), 1)
+  target = np.outer(shares, counts.sum(0))
+  have, parts = np.zeros_like(target), np.zeros_like(labels)
+  left = (counts > 0).sum(0)  # groups of each class
+  rng = np.random.default_rng(seed)
+  for group in np.lexsort((rng.random(len(names)), -counts.sum(1))):
+    count, is_empty = counts[group], have == 0
+    needed = (is_empty & (left <= is_empty.sum(0))) @ count
+    lacking = (target - have) / target.sum(0) ** 2 @ count
+    part = np.lexsort((lacking, needed))[-1]
+    parts[numbers == group] = part
+    have[part] += count
+    left -= count > 0
+  return [np.flatnonzero(parts == part) for part in range(len(shares))]
+
+
 def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0) -> Part:
   """Draws a number of examples of every class.
 
@@ -100,7 +140,11 @@ def lacking(given: Collection[str]) -> list[str]:
 
 
 def divide(
-  origin: str, classes: Sequence[str], labels: np.ndarray, given: Collection[str]
+  origin: str,
+  classes: Sequence[str],
+  labels: np.ndarray,
+  given: Collection[str],
+  groups: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
   """The indices of 'train' that are left for it, and those of the splits that are lacking.
 
@@ -109,6 +153,7 @@ def divide(
     classes: names of the classes.
     labels: the class of every example of 'train'.
     given: names of the splits that there are.
+    groups: the group of every example; none for no groups.
 
   Returns:
     Indices by split; none if no split is lacking.
@@ -127,6 +172,8 @@ def divide(
       f'{", ".join(into)}; too few in {listed(rare)}.'
     )
   shares = (1 - SHARE * (len(into) - 1), *[SHARE] * (len(into) - 1))
+  if groups:
+    return dict(zip(into, split_groups(labels, groups, shares, SEED), strict=True))
   return dict(zip(into, split_indices(labels, shares, SEED), strict=True))
 
 

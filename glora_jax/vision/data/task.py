@@ -61,11 +61,13 @@ class Files:
     paths: paths of the image files.
     given_labels: the class of each file.
     root: folder that keys are relative to.
+    groups: the group of each file, which no split cuts; empty for no groups.
   """
 
   paths: list[str]
   given_labels: list[int]
   root: str = ''
+  groups: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def labels(self) -> np.ndarray:
@@ -214,6 +216,10 @@ class Source:
       None for the first kind that the task has.
     root: folder that holds what 'noah' and 'lists' read.
     version: version of the TFDS data set, in place of the benchmark's.
+    groups: images that belong together, of a patient for instance, and that no split separates: a
+      column of the CSV, or a regular expression that is searched in the path of each image within
+      the folder, such as 'patient[0-9]+'; its first pair of brackets, or all that it matches, is
+      the group.
 
   Example:
     >>> Source(source='lists', root='/data').folder('lists', 'few-shot tasks', 'the lists')
@@ -224,6 +230,7 @@ class Source:
   source: SourceKind | None = None
   root: str | None = None
   version: str | None = None
+  groups: str | None = None
 
   def __post_init__(self):
     validate_fields(self)

@@ -80,22 +80,13 @@ def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> 
 
 def tell_result(result: Mapping[str, Any]) -> str:
   """Why this structure is the result; empty if it is the only one."""
-  structures, budget = result['structures'], result['budget']
+  structures = result['structures']
   chosen = structures[result['result']]
   if len(structures) == 1:
     return ''
-  within = [
-    structure
-    for name, structure in structures.items()
-    if name != SUPERNET and (budget is None or structure['params'] <= budget)
-  ]
-  accuracies = [structure['val_accuracy'] for structure in within]
   why = Markup('was chosen by <code>report.result</code>')
-  if chosen['val_accuracy'] is None and result['result'] in (result['structure'], 'file'):
-    why = f'is the {"searched structure" if SEARCH in structures else "requested structure"}'
-  elif chosen in within and None not in accuracies and chosen['val_accuracy'] == max(accuracies):
-    limit = '' if budget is None else ' within the budget'
-    why = f'is the trained structure with the best validation accuracy{limit}'
+  if result['result'] in (result['structure'], 'file'):
+    why = f'is the {"searched" if SEARCH in structures else "requested"} structure'
   return Markup('The result {}: <code>{}</code>.').format(why, chosen['label'])
 
 

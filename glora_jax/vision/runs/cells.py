@@ -18,7 +18,6 @@ from glora_jax.vision.runs.settings import (
   CHOOSING_SEED,
   FOUND,
   SEARCH,
-  ReportSettings,
   RunSettings,
   SuiteSettings,
 )
@@ -126,7 +125,7 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
     fields['finetune'] = {'learning_rate': FINETUNING_SHARE * rate}
     fields['allocation'] = {'head_rate': head_recipe(own).learning_rate}  # which rates share
   if cell.rate is not None:
-    fields.update(test=False, train_on='train', presets=None, report=ReportSettings())
+    fields.update(test=False, train_on='train', presets=None, report={'result': ()})
   return _replace(own, fields)
 
 

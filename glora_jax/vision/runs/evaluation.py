@@ -19,6 +19,7 @@ from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.sample import Preprocess
 from glora_jax.search.scoring import make_scorer
 from glora_jax.training.losses import classification
+from glora_jax.vision import metrics
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
@@ -97,14 +98,22 @@ def score(
 
 
 def measure(context: Context, model: Model, split: str) -> dict[str, float]:
-  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'."""
+  """Accuracy and mean loss of a structure on a split, by 'SPLIT_accuracy' and 'SPLIT_loss'.
+
+  With report.metric='balanced' also the balanced accuracy, by 'SPLIT_balanced_accuracy'.
+  """
   genomes = jnp.zeros((1, len(context.adapted.spec), 5), jnp.int8)
   correct, loss = score(context, _folded(context, model), genomes, split)
-  number = len(context.task.open(split).labels)
-  return {
-    f'{split}_accuracy': int(correct[0]) / number,
-    f'{split}_loss': float(loss[0]) / number,
+  labels = context.task.open(split).labels
+  found = {
+    f'{split}_accuracy': int(correct[0]) / len(labels),
+    f'{split}_loss': float(loss[0]) / len(labels),
   }
+  if context.settings.report.metric == 'balanced':
+    answers = predict(context, model, split).classes
+    matrix = metrics.confusion_matrix(labels, answers, context.task.num_classes)
+    found[f'{split}_balanced_accuracy'] = metrics.balanced_accuracy(matrix)
+  return found
 
 
 def predict(context: Context, model: Model, split: str) -> Predictions:

@@ -127,9 +127,9 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
     tested[SUPERNET] = 'search'
   if search:
     tested[SEARCH] = search[-1].name
-  if (result := settings.report.result) not in (None, *tested):
+  if unknown := [name for name in settings.report.result if name not in tested]:
     raise UserError(
-      f'report.result={result!r} is not trained in this run; give one of {", ".join(tested)}.'
+      f'report.result={unknown[0]!r} is not trained in this run; give one of {", ".join(tested)}.'
     )
   listing = Stage(
     'list',

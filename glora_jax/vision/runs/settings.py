@@ -102,6 +102,9 @@ class DataSettings(Source):
     max_resident: most bytes of images to keep on a device, for all splits together. Training images
       come first, and splits that no longer fit are streamed.
     workers: processes that decode streamed images; 0 for threads.
+    balance: what makes classes of different sizes count alike in training: 'sample' draws each
+      class equally often in an epoch, whose number of steps stays the same; 'loss' weighs each
+      image by the inverse frequency of its class, with mean 1.
   """
 
   resize: image.ResizeRule = 'squash'
@@ -109,6 +112,7 @@ class DataSettings(Source):
   cache: str | None = None
   max_resident: int = field(4 * 2**30, least=0, most=2**62)
   workers: int = field(0, least=0, most=1024)
+  balance: Literal['none', 'sample', 'loss'] = 'none'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +200,11 @@ class TrainingSettings(Recipe):
     keep: weights of a fixed structure to keep: of the 'last' epoch, or of the 'best' on the
       validation images among about twenty; with 200 validation images 'best' was behind on all
       tasks measured.
+    label_smoothing: share of every label that is spread evenly over all classes in training.
   """
 
   keep: Literal['best', 'last'] = 'last'
+  label_smoothing: float = field(0.0, least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,12 +212,20 @@ class ReportSettings(Section):
   """What a run calls its result.
 
   Attributes:
-    result: name of the structure to fold as the result: 'search', 'gradient', 'lora:2' and so on;
-      None for the one with the best validation accuracy within the budget (with protocol='paper'
-      the searched one).
+    result: name of the structure to fold as the result: 'search', 'gradient', 'lora:2' and so on.
+      Of several, it is the best on the validation images, whatever the budget; () is `structure`.
+    metric: what is best on the validation images, for the result, for `training.keep` and for
+      `suite.rates`: 'accuracy', or 'balanced' for the mean accuracy over classes. A search ranks
+      by `search.fitness`.
   """
 
-  result: str | None = None
+  result: tuple[str, ...] = ()
+  metric: Literal['accuracy', 'balanced'] = 'accuracy'
+
+  @property
+  def chooses_by(self) -> str:
+    """The measurement that is compared."""
+    return 'val_accuracy' if self.metric == 'accuracy' else 'val_balanced_accuracy'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -535,6 +549,11 @@ def _contradictions(settings: RunSettings) -> Iterator[tuple[bool, str]]:
   yield (
     training.steps is not None,
     f'training.steps={training.steps} must be None: a run trains by epochs; give training.epochs.',
+  )
+  yield (
+    trains_on_all and len(settings.report.result) > 1,
+    f'report.result={settings.report.result} needs validation images that are not trained on, to '
+    "choose by; give one structure, or train_on='train'.",
   )
   yield (
     trains_on_all and training.keep == 'best',

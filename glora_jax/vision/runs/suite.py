@@ -108,7 +108,7 @@ def run(
       write_config(settings, workdir)
     trials = {name: run for name, run in runs.items() if name not in board.tested}
     phases.execute('Trying a rate', _try_rate, trials, board.results)
-    chosen = runs_of(settings, phases.choose_rates())
+    chosen = runs_of(settings, phases.choose_rates(settings.report.chooses_by))
     tested = {name: chosen[name] for name in board.tested}
     lists = phases.train(tested)
     phases.execute('Testing', experiment.run, tested, board.results, listed=lists)
@@ -203,10 +203,13 @@ class _Phases:
         jax.clear_caches()  # no other run uses this run's programs, and many runs pile them up
         gc.collect()  # frees its arrays on the device before the next run
 
-  def choose_rates(self) -> dict[tuple[str, str], float]:
-    """The learning rates with the best validation accuracy, by task and structure.
+  def choose_rates(self, by: str) -> dict[tuple[str, str], float]:
+    """The learning rates that are best on the validation images, by task and structure.
 
     If none can be chosen, the runs of that structure are listed as failed.
+
+    Args:
+      by: see `best_on_val`.
     """
     board, chosen = self.board, {}
     trials = [name for name in board.cells if name not in {*board.tested, *board.missing}]
@@ -224,7 +227,7 @@ class _Phases:
           if board.cells[name][:2] == key:
             board.failed[name] = f'No learning rate could be chosen. {why}'
         continue
-      best = chosen[key] = best_on_val(rows)
+      best = chosen[key] = best_on_val(rows, by)
       log.info('%s %s: learning rate %g', *key, best)
       if len(rates) > 1 and best in (min(rates.values()), max(rates.values())):
         log.warning(
@@ -258,13 +261,13 @@ class _Phases:
       report.write_board(self.board, self.workdir)
 
 
-def best_on_val(rows: Mapping[float, Any]) -> float:
-  """The rate with the highest 'val_accuracy', ties by 'val_loss'; nan and inf come last."""
+def best_on_val(rows: Mapping[float, Any], by: str) -> float:
+  """The rate with the highest measurement `by`, ties by 'val_loss'; nan and inf come last."""
 
   def rank(rate: float) -> tuple[float, float]:
     loss = to_number(rows[rate]['val_loss'])
     is_finite = math.isfinite(loss)  # nan is never less
-    return rows[rate]['val_accuracy'], -loss if is_finite else -math.inf
+    return rows[rate][by], -loss if is_finite else -math.inf
 
   return max(rows, key=rank)
 

@@ -31,7 +31,6 @@ from glora_jax.vision.runs.stages import allocation, results
 from glora_jax.vision.runs.stages.allocation import (
   allocate_shifts,
   equal_batches,
-  gradient_loss,
   head_recipe,
 )
 from glora_jax.vision.runs.workdir import Stopped
@@ -165,7 +164,7 @@ def test_a_gradient_serves_every_budget_as_an_allocation_for_that_budget_alone_d
   expected = allocate(
     warm.adapted,
     warm.variables,
-    gradient_loss(prepared),
+    classification(prepared.preprocess),
     in_rows(split, rows),
     budget=budget,
     key=sketch_key,

@@ -25,12 +25,11 @@ from glora_jax.search import transfer
 from glora_jax.search.allocate import Prior, allocate
 from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose, trace_curve
-from glora_jax.search.sketch import Loss
 from glora_jax.search.transfer import Transfer
 from glora_jax.search.unit_scores import UnitScores
 from glora_jax.training import batches
 from glora_jax.training.fit import linear_probe
-from glora_jax.training.losses import classification, cross_entropy
+from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.tree import on_host
 from glora_jax.vision.data.pipeline import Split, in_rows
@@ -40,7 +39,7 @@ from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.settings import GRADIENT, TRANSFER, RunSettings
 from glora_jax.vision.runs.stage import Stage
-from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, train
+from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, mix_of, train
 
 _HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.safetensors'
@@ -57,6 +56,7 @@ def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
     'allocation.head_rate',
     'training.accumulate',
     'training.batch_size',
+    'training.label_smoothing',
     'training.max_grad_norm',
     'training.update_used_only',
     'training.weight_decay',
@@ -140,17 +140,6 @@ def equal_batches(
   return order[: num_examples // size * size].reshape(-1, size)
 
 
-def gradient_loss(context: Context) -> Loss:
-  """The loss whose gradient is taken."""
-
-  def loss(forward, batch, key):
-    del key
-    images, labels = batch
-    return cross_entropy(forward(context.preprocess(images)), labels)[0]
-
-  return loss
-
-
 def score_by_gradient(context: Context, warm: Model) -> None:
   """Writes all units' scores and starting values to `gradient/allocation.safetensors`.
 
@@ -186,14 +175,19 @@ def read_scores(context: Context, warm: Model) -> Allocation:
 def _read_off_gradient(
   context: Context, place: Model, split: Split, key: jax.Array, prior: Prior | None = None
 ) -> Allocation:
-  """What `allocate` reads off the gradient of some images, whatever the budget."""
+  """What `allocate` reads off the gradient of some images, whatever the budget.
+
+  With data.balance='sample', too, images are weighed: each is seen once, and the expected gradient
+  is that of drawing all classes equally often.
+  """
   batch_key, sketch_key = jax.random.split(key)
   batch_size, spec = context.settings.training.batch_size, place.adapted.spec
+  mix = mix_of(context, split.labels, weighed=('sample', 'loss'))
   indices = equal_batches(batch_key, len(split.labels), batch_size, context.devices)
   return allocate(
     place.adapted,
     place.variables,
-    gradient_loss(context),
+    classification(context.preprocess, mix=mix),
     in_rows(split, indices, context.mesh),
     budget=count_params(spec, largest_genome(spec)),  # of which `choose_within` chooses a part
     key=sketch_key,

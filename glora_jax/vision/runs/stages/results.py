@@ -7,7 +7,6 @@ run's output.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -48,7 +47,6 @@ from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list, read_test
 from glora_jax.vision.structure_names import (
   FOUND,
   SEARCH,
-  SUPERNET,
   TITLES,
   preset_label,
 )
@@ -100,15 +98,15 @@ def list_structures(
   # All processes measure or none does, even if some of them do not see the file yet.
   is_missing = meshes.on_any(frozen is None)
   earlier = {} if is_missing or frozen is None else frozen['structures']
+  fields = dict.fromkeys(('val_accuracy', context.settings.report.chooses_by, 'val_loss'))
   rows = {}
   for name, candidate in candidates.items():
-    measured: Mapping[str, Any] = {'val_accuracy': None, 'val_loss': None}  # they are trained on
+    measured: Mapping[str, Any] = fields  # None: they are trained on
     if context.settings.final_split == 'train':
       measured = earlier.get(name) or measure(context, candidate, 'val')
     rows[name] = {
       'params': candidate.adapted.count_params(),
-      'val_accuracy': measured['val_accuracy'],
-      'val_loss': measured['val_loss'],
+      **{field: measured[field] for field in fields},
       'best_epoch': candidate.best_epoch,
       'genome': candidate.genome.tolist(),
       'weights': tree.fingerprint(candidate.adapted.split(candidate.variables)[0]),
@@ -150,19 +148,14 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
 
 
 def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
-  """The name of the result: the best on the validation images within the budget, ties by size.
+  """The name of the result: the structure that the config names.
 
-  If these were trained on, it is the structure that the config names.
+  If it names several to choose from, it is the best on the validation images, ties by size.
   """
-  settings = context.settings
-  if settings.report.result is not None:
-    return settings.report.result
-  if settings.final_split != 'train':
-    return settings.structure if settings.structure in rows else FILE
-  budget = math.inf if settings.budget is None else settings.budget
-  trained = {name: row for name, row in rows.items() if name != SUPERNET}
-  fitting = [name for name, row in trained.items() if row['params'] <= budget]
-  return max(fitting, key=lambda name: (rows[name]['val_accuracy'], -rows[name]['params']))
+  settings, by = context.settings, context.settings.report.chooses_by
+  asked = settings.structure if settings.structure in rows else FILE
+  names = settings.report.result or (asked,)
+  return max(names, key=lambda name: (rows[name][by], -rows[name]['params']))
 
 
 def freeze(context: Context, listed: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -351,7 +344,7 @@ def _describe(
   accuracy, images = row.get(f'{split}_accuracy'), len(task.open(settings.final_split).labels)
   steps = settings.training.epochs * settings.training.steps_per_epoch(images)
   if accuracy is not None and steps >= ENOUGH_STEPS:
-    if told := tell_guessing(accuracy, task.open(split).labels, title):
+    if told := tell_guessing(settings, accuracy, task.open(split).labels, title):
       found['learned_nothing'] = told
   return found
 

@@ -22,7 +22,7 @@ from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.evaluation import score
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage
-from glora_jax.vision.runs.stages.training import TRAINING, Training, train
+from glora_jax.vision.runs.stages.training import MEASURED, TRAINING, Training, train
 from glora_jax.vision.runs.workdir import Stopped
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   finetune = Stage(
     'finetune',
     _finetune,
-    reads=('finetune.', 'search.fitness', 'train_on', *TRAINING),
+    reads=('finetune.', 'search.fitness', 'train_on', *MEASURED),
     after=('supernet', 'search'),
     splits=(settings.final_split,),
   )

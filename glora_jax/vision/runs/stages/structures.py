@@ -40,7 +40,7 @@ from glora_jax.vision.runs.stages.allocation import (
   choose_within,
   stages_of_gradient,
 )
-from glora_jax.vision.runs.stages.training import TRAINING, FullFineTuning, Training, train
+from glora_jax.vision.runs.stages.training import MEASURED, FullFineTuning, Training, train
 from glora_jax.vision.structure_names import file_name
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
   return Stage(
     folder,
     run,
-    reads=('train_on', *TRAINING, *(('allocation.',) if name == GRADIENT else ())),
+    reads=('train_on', *MEASURED, *(('allocation.',) if name == GRADIENT else ())),
     after=(FOLDER,) if is_found else (),
     check=check,
     splits=(settings.final_split,),

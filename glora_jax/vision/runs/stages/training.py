@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from glora_jax import mesh as meshes
 from glora_jax.compiling import reported
@@ -23,19 +25,22 @@ from glora_jax.training.batches import Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.fit import step_loss
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
-from glora_jax.training.losses import classification
+from glora_jax.training.losses import Mix, classification
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data import augment, pipeline
+from glora_jax.vision.data.balance import class_weights, draw_classes
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.evaluation import measure
 from glora_jax.vision.runs.monitoring import Metrics
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.workdir import Stopped
 
 log = logging.getLogger(__name__)
 
 # The fields that every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
+MEASURED = (*TRAINING, 'report.metric')  # with images that it may choose an epoch by
 MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
 LOOKS = 20  # measurements on the validation images during a training
 ENOUGH_STEPS = 100  # by then a training should have learned something
@@ -140,7 +145,7 @@ class Best(NamedTuple):
 
   Attributes:
     trainable: the trained arrays at that epoch; None if the last epoch's are kept.
-    accuracy: on the validation images, float32 []; ties are decided by `loss`.
+    accuracy: on the validation images, by `report.metric`, float32 []; ties are decided by `loss`.
     loss: on them, float32 [].
     epoch: number of epochs, float32 [].
   """
@@ -179,7 +184,9 @@ def train(context: Context, training: Training) -> Model:
   learner, recipe = training.learner, training.recipe
   trainable, frozen = learner.split(training.start)
   images, labels = context.images.split(training.split)
+  labels = np.asarray(labels)
   per_epoch = recipe.steps_per_epoch(len(labels))
+  draw = functools.partial(draw_classes, labels, per_epoch * recipe.batch_size)
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)
   is_measured = learner.genome is not None and not is_head and training.split == 'train'
@@ -201,7 +208,7 @@ def train(context: Context, training: Training) -> Model:
       images = learner.features(start, preprocess, images, labels, size, context.mesh)
     try:
       state = loop.minimize(
-        loss_of(context, learner),
+        loss_of(context, learner, labels),
         trainable,
         frozen,
         images if isinstance(images, Stream) else (images, labels),
@@ -212,6 +219,7 @@ def train(context: Context, training: Training) -> Model:
         on_dispatch=bookkeeper,
         title=training.name,
         mesh=context.mesh,
+        draw=draw if context.settings.data.balance == 'sample' else None,
       )
     except NonFiniteLossError as error:
       bookkeeper.save(error.state)
@@ -237,23 +245,54 @@ def equal_parts(steps: int) -> int:
   return math.ceil(steps / next(parts, fewest)) or 1
 
 
-def loss_of(context: Context, learner: Adapted) -> LossFn:
-  """The loss of a training; without a fixed structure, of a supernet with sampled structures."""
+def loss_of(context: Context, learner: Adapted, labels: Any) -> LossFn:
+  """The loss of a training; without a fixed structure, of a supernet with sampled structures.
+
+  Args:
+    context: the context.
+    learner: the model to train.
+    labels: the class of every image that is trained on, int [n].
+  """
   if isinstance(learner, HeadOnFeatures):
-    return step_loss(learner, classification())
+    return step_loss(learner, classification(mix=mix_of(context, labels)))
   sample = None
   if learner.genome is None:
     sample = functools.partial(context.settings.sampling.draw, spec=learner.spec)
   settings = context.settings
-  alpha = settings.augment.mixup
   loss = classification(
     context.augmented,
-    mix=functools.partial(augment.mixup, alpha=alpha) if alpha else None,
+    mix=mix_of(context, labels, settings.augment.mixup),
     consistency=settings.consistency,
     component_dropout=settings.component_dropout,
     train=True,
   )
   return step_loss(learner, loss, sample, settings.training.lora_dropout)
+
+
+def mix_of(
+  context: Context, labels: Any, alpha: float = 0.0, weighed: Collection[str] = ('loss',)
+) -> Mix | None:
+  """Mixes images, smooths their labels and weighs them; None for nothing of these.
+
+  The cross-entropy of an image is multiplied by what its row of labels sums to, its weight.
+
+  Args:
+    context: the context.
+    labels: the class of every image that is trained on, int [n]; these weigh 1 on average.
+    alpha: see `augment.mixup`.
+    weighed: values of `data.balance` with which images are weighed.
+  """
+  is_weighed = context.settings.data.balance in weighed
+  weights = class_weights(labels, context.task.num_classes) if is_weighed else 1.0
+  smoothing = context.settings.training.label_smoothing
+
+  def mix(key, images, labels):
+    if alpha:
+      images, labels = augment.mixup(key, images, labels, alpha)
+    weight = (labels * weights).sum(-1, keepdims=True)
+    return images, weight * optax.smooth_labels(labels, smoothing)
+
+  return mix if alpha or smoothing or is_weighed else None
 
 
 def _initial_state(
@@ -353,7 +392,8 @@ class Bookkeeper:
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
     """Measures on the validation images, and keeps the best."""
     found = measure(self.context, self._model(state.trainable), 'val')
-    numbers = map(jnp.float32, (found['val_accuracy'], found['val_loss'], epoch))
+    by = self.context.settings.report.chooses_by
+    numbers = map(jnp.float32, (found[by], found['val_loss'], epoch))
     kept = None if self.best.trainable is None else state.trainable
     self.best = self.best.better(Best(kept, *meshes.replicate(self.context.mesh, [*numbers])))
     return found
@@ -372,7 +412,7 @@ class Bookkeeper:
     """Warns if a training ended about as good as guessing."""
     newest = self.accuracies[-2:]  # the last may be of a step alone
     is_long = newest and state.step >= ENOUGH_STEPS and meshes.primary()
-    if is_long and (told := tell_guessing(max(newest), labels, 'training')):
+    if is_long and (told := tell_guessing(self.context.settings, max(newest), labels, 'training')):
       log.warning(
         '%s learned almost nothing. %s Lower the learning rate, bound the gradients '
         '(max_grad_norm=1), or train for more epochs.',
@@ -381,18 +421,19 @@ class Bookkeeper:
       )
 
 
-def tell_guessing(accuracy: float, labels: np.ndarray, title: str) -> str:
-  """A sentence on an accuracy that is about that of always answering one class; else ''.
+def tell_guessing(settings: RunSettings, accuracy: float, labels: np.ndarray, title: str) -> str:
+  """A sentence on an accuracy that is about that of guessing; else ''.
+
+  Guessing is to answer the most frequent class, or with `data.balance` any class.
 
   Args:
+    settings: the config.
     accuracy: the accuracy.
     labels: of the images that it was measured on, int [n].
     title: what these images are for, such as 'validation'.
   """
+  labels = labels if settings.data.balance == 'none' else np.unique(labels)
   guessing = float(np.bincount(labels).max()) / len(labels)
   if accuracy >= guessing + _LEAST_LEARNED * (1 - guessing):
     return ''
-  return (
-    f'Its {title} accuracy is {accuracy:.1%}; answering the most frequent class for every image '
-    f'gets {guessing:.1%}.'
-  )
+  return f'Its {title} accuracy is {accuracy:.1%}; guessing gets {guessing:.1%}.'
