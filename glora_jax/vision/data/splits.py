@@ -7,6 +7,7 @@ train, 10% each to val and test. Groups of images, all those of a patient for in
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,77 +24,58 @@ SHARE = 0.1  # of the images, for each of val and test that is made
 SEED = 0  # of the split
 
 
-def split_indices(labels: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
+def split_indices(
+  labels: np.ndarray, shares: Sequence[float], seed: int, groups: Sequence[Any] | None = None
+) -> list[np.ndarray]:
   """Splits indices at random, stratified: every part has its share of every class.
+
+  Groups of examples stay whole. Those of a class are cut into parts from the largest to the
+  smallest, so that the parts come near to their shares.
 
   Args:
     labels: the class of every example, int [n].
     shares: the share of each part, summing to at most 1; the last part takes what rounding leaves
       if they sum to 1.
     seed: decides which example goes to which part.
+    groups: the group of every example; None if each is alone. A group counts for the class of its
+      first example.
 
   Returns:
-    Ascending indices for each part, int64; every class that has as many examples as there are
-    parts is in all of them.
+    Ascending indices for each part, int64; every class that has as many groups as there are parts
+    is in all of them.
 
   Example:
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     >>> train, test = split_indices(labels, shares=(0.75, 0.25), seed=0)
     >>> labels[train].tolist(), labels[test].tolist()
     ([0, 0, 0, 1, 1, 1], [0, 1])
+    >>> groups = ['ann', 'ann', 'bob', 'bob', 'bob', 'cid', 'dan', 'eve']
+    >>> train, test = split_indices(labels, shares=(0.75, 0.25), seed=0, groups=groups)
+    >>> train.tolist(), test.tolist()
+    ([2, 3, 4, 5, 7], [0, 1, 6])
   """
   rng = np.random.default_rng(seed)
   number = len(shares)
+  _, firsts, numbers, sizes = np.unique(
+    range(len(labels)) if groups is None else groups,
+    return_index=True,
+    return_inverse=True,
+    return_counts=True,
+  )
   parts = [[] for _ in shares]
   for label in np.unique(labels):
-    members = rng.permutation(np.flatnonzero(labels == label))
-    ends = np.round(np.cumsum(shares) * len(members)).astype(int)
+    members = rng.permutation(np.flatnonzero(labels[firsts] == label))
+    members = members[np.argsort(-sizes[members], kind='stable')]
+    upto = np.cumsum(sizes[members])
+    ends = np.searchsorted(
+      upto - sizes[members] / 2, np.cumsum(shares) * sizes[members].sum(), 'right'
+    )
     if len(members) >= number:  # every part has one at least
       ends = np.maximum(ends, np.arange(1, number + 1))
       ends = np.minimum(ends, len(members) - np.arange(number - 1, -1, -1))
     for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
       part.append(members[start:end])
-  return [np.sort(np.concatenate(part)).astype(np.int64) for part in parts]
-
-
-def split_groups(
-  labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], seed: int
-) -> list[np.ndarray]:
-  """Splits indices so that every group is whole in one part, and the classes nearly in proportion.
-
-  From the largest to the smallest, a group goes to the part that lacks most of its classes. But the
-  last groups of a class go to the parts that have no image of it.
-
-  Args:
-    labels: the class of every example, int [n]; each class occurs.
-    groups: the group of every example.
-    shares: see `split_indices`.
-    seed: decides which of equally large groups goes to which part.
-
-  Returns:
-    Ascending indices for each part, int64.
-
-  Example:
-    >>> groups = ['ann', 'ann', 'bob', 'bob', 'cid', 'cid']
-    >>> split_groups(np.array([0, 1, 0, 1, 0, 1]), groups, shares=(0.7, 0.3), seed=0)
-    [array([2, 3, 4, 5]), array([0, 1])]
-  """
-  names, numbers = np.unique(groups, return_inverse=True)
-  counts = np.zeros((len(names), labels.max() + 1), int)
-  np.add.at(counts, (numbers, labels), 1)
-  target = np.outer(shares, counts.sum(0))
-  have, parts = np.zeros_like(target), np.zeros_like(labels)
-  left = (counts > 0).sum(0)  # groups of each class
-  rng = np.random.default_rng(seed)
-  for group in np.lexsort((rng.random(len(names)), -counts.sum(1))):
-    count, is_empty = counts[group], have == 0
-    needed = (is_empty & (left <= is_empty.sum(0))) @ count
-    lacking = (target - have) / target.sum(0) ** 2 @ count
-    part = np.lexsort((lacking, needed))[-1]
-    parts[numbers == group] = part
-    have[part] += count
-    left -= count > 0
-  return [np.flatnonzero(parts == part) for part in range(len(shares))]
+  return [np.flatnonzero(np.isin(numbers, np.concatenate(part))) for part in parts]
 
 
 def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0) -> Part:
@@ -144,7 +126,7 @@ def divide(
   classes: Sequence[str],
   labels: np.ndarray,
   given: Collection[str],
-  groups: Sequence[str] = (),
+  groups: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
   """The indices of 'train' that are left for it, and those of the splits that are lacking.
 
@@ -153,7 +135,7 @@ def divide(
     classes: names of the classes.
     labels: the class of every example of 'train'.
     given: names of the splits that there are.
-    groups: the group of every example; none for no groups.
+    groups: the group of every example; None if each is alone.
 
   Returns:
     Indices by split; none if no split is lacking.
@@ -172,9 +154,7 @@ def divide(
       f'{", ".join(into)}; too few in {listed(rare)}.'
     )
   shares = (1 - SHARE * (len(into) - 1), *[SHARE] * (len(into) - 1))
-  if groups:
-    return dict(zip(into, split_groups(labels, groups, shares, SEED), strict=True))
-  return dict(zip(into, split_indices(labels, shares, SEED), strict=True))
+  return dict(zip(into, split_indices(labels, shares, SEED, groups), strict=True))
 
 
 def note_on(made: Sequence[str]) -> str:

@@ -18,8 +18,8 @@ def test_rows_of_a_csv_know_their_lines_and_a_quote_behind_a_space_is_no_letter(
   text = '\ufefflabel, path\n\ncat, a.png\n \n"x, y", "b.png"\n'
   (tmp_path / 'labels.csv').write_text(text, encoding='utf-8')
   assert read_csv(tmp_path / 'labels.csv') == [
-    LabelledPath(3, 'a.png', 'cat'),
-    LabelledPath(5, 'b.png', 'x, y'),
+    LabelledPath(3, 'a.png', 'cat', cells={'path': 'a.png', 'label': 'cat'}),
+    LabelledPath(5, 'b.png', 'x, y', cells={'path': 'b.png', 'label': 'x, y'}),
   ]
 
 
