@@ -44,10 +44,16 @@ class Stream:
       yield 10 * index, index % 3
 
 
+def draw_half(key, epoch, number):
+  """The first half of the examples, each of them twice."""
+  return jax.random.permutation(jax.random.fold_in(key, epoch), np.arange(number) // 2)
+
+
+@pytest.mark.parametrize('draw', [None, draw_half])
 @pytest.mark.parametrize('first', [0, 3, 7])
-def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
+def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first, draw):
   images, labels = 10 * np.arange(32), np.arange(32) % 3
-  sources = source_of((images, labels), 10, 1), source_of(Stream(32), 10, 1)
+  sources = source_of((images, labels), 10, 1, draw), source_of(Stream(32), 10, 1, draw)
   resident, streamed = (source.blocks(KEY, (first, 8), 4) for source in sources)
   pairs = itertools.zip_longest(resident, streamed)
   stops = []
@@ -58,6 +64,7 @@ def test_a_stream_gives_the_batches_of_a_resident_set_in_their_order(first):
     for batches, rows in zip(streamed_block.data, resident_block.data, strict=True):
       assert_array_equal(batches, rows[resident_block.indices])
     stops.append(streamed_block.stop)
+    assert draw is None or resident_block.indices.max() < 16
   assert stops[-1] == 8
 
 

@@ -124,6 +124,52 @@ def test_a_csv_is_split_as_it_says(photos, header, splits, sizes):
     assert {name[-7:] for name in names(task.open('test'))} == {'006.png', '007.png', '008.png'}
 
 
+def owners(folder):
+  """Writes photographs of two classes by owners who have one to eight; (path, label, owner)."""
+  rows = []
+  for number, size in enumerate(np.random.default_rng(0).integers(1, 9, 60)):
+    label = ('cat', 'dog')[number % 2]
+    rows += [(f'{label}/o{number}_{n}.png', label, f'o{number}') for n in range(size)]
+  for label in ('cat', 'dog'):
+    write_images(folder, [path for path, its, _ in rows if its == label])
+  return rows
+
+
+@pytest.mark.parametrize(
+  'kind, groups', [('folder', 'o[0-9]+'), ('csv', '/(o.*)_'), ('csv', 'Owner')]
+)
+def test_no_split_cuts_a_group_and_every_split_has_its_share_of_every_class(tmp_path, kind, groups):
+  rows = owners(tmp_path)
+  lines = [','.join(row) for row in (('path', 'label', 'owner'), *rows)]
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  path = tmp_path / 'labels.csv' if kind == 'csv' else tmp_path
+  parts = open_all(find(f'{kind}:{path}', Source(groups=groups))).values()
+  found = [{name.split('/')[-1].split('_')[0] for name in names(part)} for part in parts]
+  assert sum(map(len, found)) == len(set.union(*found)) == 60
+  counts = np.array([np.bincount(part.labels) for part in parts])
+  np.testing.assert_allclose(counts / counts.sum(0), [[0.8] * 2, [0.1] * 2, [0.1] * 2], atol=0.03)
+
+
+@pytest.mark.parametrize(
+  'kind, groups, sentence',
+  [
+    ('folder', 'o([0-9])_0', r'neither a column .* found in .*_1\.png'),
+    ('folder', 'o(', r'neither a column'),
+    ('csv', 'none', r'neither a column'),
+    ('csv', 'label', r'train and test share the groups cat, dog'),
+    ('tfds', 'label', 'data.groups=.label. is for folders and CSVs'),
+  ],
+)
+def test_groups_that_cannot_stay_whole_are_refused(tmp_path, kind, groups, sentence):
+  lines = ['path,label,split']
+  for number, (path, label, _) in enumerate(owners(tmp_path)):
+    lines.append(f'{path},{label},{("train", "test")[number % 2]}')
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  path = {'folder': tmp_path, 'csv': tmp_path / 'labels.csv', 'tfds': 'digits'}[kind]
+  with pytest.raises(ValueError, match=sentence):
+    find(f'{kind}:{path}', Source(groups=groups))
+
+
 def test_numbers_as_labels_are_ordered_as_numbers(photos):
   labels = ('10', '9', '2', '02', '\N{SUPERSCRIPT TWO}', '9' * 5000)
   (photos.parent / 'labels.csv').write_text(

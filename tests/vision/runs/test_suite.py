@@ -307,14 +307,14 @@ def test_a_structure_without_data_needs_no_rate():
   runs = cells.runs_of(check_config(config))
   board = Board('vtab/all', {name: run.cell for name, run in runs.items()})
   board.missing.update(dict.fromkeys(runs, 'a data set'))
-  assert suite._Phases(board, 'runs', in_this_process, never).choose_rates() == {}
+  assert suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy') == {}
   assert board.failed == {}
 
 
 def test_a_rate_that_diverged_wins_no_tie():
   losses = {0.1: None, 0.05: -math.inf, 0.03: math.nan, 0.01: 2.0}
-  rows = {rate: {'val_accuracy': 0.5, 'val_loss': loss} for rate, loss in losses.items()}
-  assert suite.best_on_val(rows) == 0.01
+  rows = {rate: {'by': 0.5, 'val_loss': loss} for rate, loss in losses.items()}
+  assert suite.best_on_val(rows, 'by') == 0.01
 
 
 def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_half():
@@ -329,7 +329,7 @@ def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_ha
     found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
     results[name] = {'result': 'search', 'structures': {'search': found}}
   board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
-  chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates()
+  chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy')
   [run] = grid_of(settings, chosen)[1].values()
   assert run.settings.training.learning_rate == 4e-3
   assert run.settings.finetuning.learning_rate == 2e-3

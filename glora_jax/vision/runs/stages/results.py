@@ -36,6 +36,7 @@ from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.evaluation import Predictions, fold, measure, predict
 from glora_jax.vision.runs.origins import read_processes, read_weights
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Mark, Stage
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.stages.training import (
@@ -111,7 +112,7 @@ def list_structures(
       'genome': candidate.genome.tolist(),
       'weights': tree.fingerprint(candidate.adapted.split(candidate.variables)[0]),
     }
-  return Listed(found, candidates, _choose(context, rows), rows)
+  return Listed(found, candidates, choose_result(context.settings, rows), rows)
 
 
 def freeze_and_test(context: Context, listed: Listed) -> Listed:
@@ -147,14 +148,17 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
   return listed._replace(result=result, rows=rows, answers=answers)
 
 
-def _choose(context: Context, rows: dict[str, dict[str, Any]]) -> str:
-  """The name of the result: the structure that the config names.
+def choose_result(settings: RunSettings, rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """The name of the structure that is the result: the one that the config asks for.
 
-  If it names several to choose from, it is the best on the validation images, ties by size.
+  If it lists several to choose from, that is the best on the validation images, ties by size.
+
+  Args:
+    settings: the config.
+    rows: facts of all structures, by name.
   """
-  settings, by = context.settings, context.settings.report.chooses_by
-  asked = settings.structure if settings.structure in rows else FILE
-  names = settings.report.result or (asked,)
+  by, asked = settings.report.chooses_by, settings.structure
+  names = settings.report.result or (asked if asked in rows else FILE,)
   return max(names, key=lambda name: (rows[name][by], -rows[name]['params']))
 
 

@@ -1,0 +1,101 @@
+"""Classes of different sizes in a run: what is drawn, what a loss weighs, what is chosen by."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from label_lists import write_images
+from tiny_runs import changed, context_of, stages_of, without_seconds
+
+from glora_jax.training import loop
+from glora_jax.training.losses import cross_entropy
+from glora_jax.vision.data.task import Task
+from glora_jax.vision.runs import experiment
+from glora_jax.vision.runs.settings import DataSettings, RunSettings, TrainingSettings
+from glora_jax.vision.runs.stage import walk
+from glora_jax.vision.runs.stages.training import mix_of
+from glora_jax.vision.runs.workdir import Stopped
+
+LABELS = jnp.repeat(jnp.arange(3), jnp.array([6, 2, 1]))
+LOGITS = jax.random.normal(jax.random.key(0), (9, 3))
+
+
+def loss(labels=LABELS, **settings):
+  """The loss of the images as a training with these settings has it."""
+  task = Task('pets', ('ant', 'bee', 'cat'), {}, '')
+  mix = mix_of(types.SimpleNamespace(settings=RunSettings(**settings), task=task), labels)
+  targets = labels
+  if mix is not None:
+    _, targets = mix(jax.random.key(0), LOGITS, jax.nn.one_hot(labels, 3))
+  return cross_entropy(LOGITS, targets)
+
+
+def test_a_weighed_loss_is_the_mean_over_classes_and_right_answers_are_the_same():
+  found, metrics = loss(data=DataSettings(balance='loss'))
+  plain, expected = loss()
+  losses = -jax.nn.log_softmax(LOGITS)[jnp.arange(9), LABELS]
+  means = [losses[label == LABELS].mean() for label in range(3)]
+  np.testing.assert_allclose(found, np.mean(means), rtol=1e-6)
+  assert abs(found - plain) > 0.01
+  assert metrics['accuracy'] == expected['accuracy']
+
+
+def test_smoothing_gives_its_share_of_every_label_to_all_classes():
+  found, _ = loss(training=TrainingSettings(label_smoothing=0.3))
+  expected = 0.7 * loss()[0] - 0.3 * jax.nn.log_softmax(LOGITS).mean()
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def config(run_config, tmp_path_factory):
+  """The config of a run on classes of 40, 20 and 10 images by photographers of two each."""
+  folder = tmp_path_factory.mktemp('photos')
+  for label, number in (('ant', 40), ('bee', 20), ('cat', 10)):
+    write_images(folder, [f'{label}/by{n // 2}_{n}.png' for n in range(number)])
+  fields = {
+    'task': f'folder:{folder}',
+    'data__groups': '[a-z]*/by[0-9]+',
+    'structure': 'gradient',
+    'allocation__prior': None,
+    'allocation__head_epochs': 1,
+    'presets': (),
+    'training__keep': 'best',
+    'training__epochs': 4,
+    'training__warmup_epochs': 0,
+    'training__label_smoothing': 0.1,
+    'report__result': ('linear', 'gradient'),
+    'report__metric': 'balanced',
+  }
+  return changed(run_config, **fields)
+
+
+def test_a_training_draws_its_images_by_class(config, tmp_path, monkeypatch):
+  drawn = []
+
+  def minimize(*args, draw, **options):
+    drawn.append(draw(jax.random.key(0), 0, 54))
+    raise Stopped('here', '')
+
+  context = context_of(changed(config, data__balance='sample'), tmp_path)
+  monkeypatch.setattr(loop, 'minimize', minimize)
+  with pytest.raises(Stopped):
+    walk(context, stages_of(config), until='head')
+  counts = np.bincount(context.task.open('train').labels[drawn[0]])
+  assert counts.tolist() == [16, 16, 16]  # three batches, of 54 images
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('balance', ['sample', 'loss'])
+def test_a_run_of_uneven_classes_is_the_same_when_it_is_interrupted(balance, config, tmp_path):
+  config = changed(config, data__balance=balance)
+  result = experiment.run(config, str(tmp_path / 'whole'))
+  rows = result['structures']
+  by = {name: row['val_balanced_accuracy'] for name, row in rows.items()}
+  assert by[result['result']] == max(by.values())
+  calls = iter(range(100))
+  with pytest.raises(Stopped):
+    experiment.run(config, str(tmp_path / 'resumed'), lambda: next(calls) == 6)
+  resumed = experiment.run(config, str(tmp_path / 'resumed'))
+  assert without_seconds(resumed) == without_seconds(result)
