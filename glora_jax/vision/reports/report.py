@@ -254,7 +254,12 @@ def rates(pivot: Pivot) -> list[Any]:
   columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
   rows = []
   for folder, same in group_by(tried, lambda row: os.path.dirname(row.run)).items():
-    shares = {board.cells[row.run].rate: row.accuracy for row in same}
+    shares = {
+      board.cells[row.run].rate: row.accuracy
+      if row.balanced_accuracy is None
+      else row.balanced_accuracy
+      for row in same
+    }
     best = max(shares.values())
     cells = {
       rate: Markup('<strong>{}</strong>' if share == best else '{}').format(percent(share))
@@ -263,7 +268,8 @@ def rates(pivot: Pivot) -> list[Any]:
     rows.append((folder or board.title, *(cells.get(rate, '') for rate in columns)))
   told = """
     Tried with a seed that is not tested. What is tested was trained at the rate with the highest
-    validation accuracy, in bold; of equal ones, at that with the lowest validation loss.
+    validation accuracy (balanced with report.metric='balanced'), in bold; of equal ones, at that
+    with the lowest validation loss.
   """
   titles = ('structure', *(f'{rate:g}' for rate in columns))
   caption = 'Validation accuracy in percent by learning rate'
