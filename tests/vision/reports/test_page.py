@@ -56,7 +56,7 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   assert '65.2 to 89.5 (95%)' in head
   assert '30.0 points more than the linear probe' in head
   assert "2.5 points more than the gradient's structure (may be chance" in head
-  assert 'The result is the trained structure' in head
+  assert 'The result is the searched structure' in head
   assert '1 x cpu' in head
   rows = root.all('table')[0].rows()
   assert rows[1] == ['linear probe', '0', '50.0', '50.0']
