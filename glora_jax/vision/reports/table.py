@@ -23,7 +23,6 @@ from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, 
 NAME = 'table.csv'
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
 MEAN_OF_GROUPS = 'mean of groups'  # the headline of VTAB
-BALANCED = ', balanced'  # the end of a title
 TEST_SETS = {
   'test': 'ImageNet',
   'v2': 'ImageNet-V2',
@@ -496,9 +495,7 @@ def _style(board: Board, row: Row, label: str, number: int) -> tuple[str, str, s
 def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]:
   """The titles of all numbers in order, those of means with what they are the mean of."""
   if not board.by_task:
-    found = [title for method in methods for title in method.cells]
-    first = ['validation', f'validation{BALANCED}', 'test', f'test{BALANCED}']
-    return {title: () for title in dict.fromkeys([*first, *found]) if title in found}
+    return dict.fromkeys((title for method in methods for title in method.cells), ())
   cells = board.tested.values()
   places = dict.fromkeys(place for cell in cells for place in places_of(cell.task))
   lines, titles = [place.line for place in places], {}
@@ -528,7 +525,7 @@ def _accuracies(board: Board, rows: Sequence[Row]) -> dict[str, Number]:
   """A method's accuracies in percent by title, over those of its runs that have been measured."""
   repeats: dict[str, dict[Hashable, float]] = collections.defaultdict(dict)
   for row in rows:
-    for ending, share in (('', row.accuracy), (BALANCED, row.balanced_accuracy)):
+    for ending, share in (('', row.accuracy), (', balanced', row.balanced_accuracy)):
       if share is not None:
         repeats[_line_of(board, row) + ending][row.seed, row.task] = 100 * share
   if rows[0].is_published:
