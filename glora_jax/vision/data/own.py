@@ -12,11 +12,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from glora_jax.checks import listed, printable, shown
 from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image, raise_listing_error
 from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
 from glora_jax.vision.data.task import Files, Part, Task, require_measurable, require_printable
+
+_UNEVEN = 5  # times as many images of one class as of another, which a note says
 
 
 def folder_task(folder: str, groups: str | None = None) -> Task:
@@ -132,6 +136,14 @@ def _task(
   for split in (split for split in SPLITS if split in given):
     if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')
+  counts = np.bincount(train.labels, minlength=len(classes))
+  least, most = counts.argmin(), counts.argmax()
+  if counts[most] >= _UNEVEN * counts[least]:
+    notes.append(
+      f'Classes differ in size, from {classes[least]} ({counts[least]} images) to {classes[most]} '
+      f'({counts[most]}); --config.data.balance=sample and --config.report.metric=balanced make '
+      'them count alike.'
+    )
   in_order = {split: splits[split] for split in SPLITS}
   return Task(f'{kind}:{path}', classes, in_order, path, (*notes, *ignored))
 

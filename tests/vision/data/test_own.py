@@ -36,6 +36,7 @@ def open_all(task):
 def test_a_folder_is_split_stratified_and_always_the_same_way(photos, tmp_path):
   task = find(f'folder:{photos}')
   assert task.classes == ('cat', 'dog', 'owl')
+  assert 'from owl (3 images) to cat (20)' in task.notes[1]
   parts = open_all(task)
   counts = [np.bincount(part.labels).tolist() for part in parts.values()]
   assert counts == [[16, 8, 1], [2, 1, 1], [2, 1, 1]]

@@ -415,7 +415,7 @@ class Bookkeeper:
     if is_long and (told := tell_guessing(self.context.settings, max(newest), labels, 'training')):
       log.warning(
         '%s learned almost nothing. %s Lower the learning rate, bound the gradients '
-        '(max_grad_norm=1), or train for more epochs.',
+        '(max_grad_norm=1), train for more epochs, or balance uneven classes (data.balance).',
         self.training.name,
         told,
       )
