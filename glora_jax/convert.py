@@ -24,7 +24,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from glora_jax.errors import MissingPackageError
+from glora_jax.errors import MissingPackageError, UserError
 from glora_jax.files import atomic
 
 try:
@@ -35,7 +35,7 @@ try:
   from glora_jax.vision.models.fetch import fetch, known_normalization
   from glora_jax.vision.models.formats.table import WRITTEN
   from glora_jax.vision.models.metadata import OURS, check_agreement
-  from glora_jax.vision.models.vit import describe, sides
+  from glora_jax.vision.models.vit import ViT, describe, sides
   from glora_jax.vision.models.weights import Checkpoint
   from glora_jax.vision.runs.processes import require_devices
   from glora_jax.vision.runs.terminal import reported, run_program, user_errors
@@ -115,11 +115,12 @@ def _inspection(checkpoint: Checkpoint) -> str:
   model, params, metadata = checkpoint
   source = metadata.get('source')
   facts = {
-    'format': source.name if source else OURS,
+    'format': _format_of(checkpoint),
     **({'class_pos': source.class_pos} if source else {}),
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }
+  fields = describe(model) if isinstance(model, ViT) else model.describe()
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
   rows = [('parameter', 'shape', 'type', 'numbers')]
   for name, value in flat.items():
@@ -127,7 +128,7 @@ def _inspection(checkpoint: Checkpoint) -> str:
     rows.append((name, shape, value.dtype.name, f'{value.size:,}'))
   rows.append(('all', '', '', f'{sum(value.size for value in flat.values()):,}'))
   lines = [
-    *(f'{name:14} {value}' for name, value in (facts | describe(model)).items()),
+    *(f'{name:14} {value}' for name, value in (facts | fields).items()),
     '',
     *(f'{name:26} {shape:>24} {dtype:>9} {numbers:>13}' for name, shape, dtype, numbers in rows),
     '',
@@ -144,6 +145,11 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
   """
   require_devices()
   model, params, metadata = checkpoint
+  if not isinstance(model, ViT):  # torchax needs a known batch size
+    raise UserError(
+      f'{path} is not written: {model.__name__} runs as a module of {model.library}, and these are '
+      'not exported.'
+    )
   normalization = metadata.get('normalization')
   params = jax.tree.map(jnp.asarray, params)
 
@@ -166,8 +172,14 @@ def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
   model, params, metadata = checkpoint
   source = metadata.get('source')
   weights.save(path, model, params, metadata, format or source)
-  default = source.name if source and source.is_written else OURS
-  return f'{path}: {format or default}'
+  read = OURS if source and not source.is_written else _format_of(checkpoint)
+  return f'{path}: {format or read}'
+
+
+def _format_of(checkpoint: Checkpoint) -> str:
+  model, _, metadata = checkpoint
+  source = metadata.get('source')
+  return source.name if source else getattr(model, 'library', OURS)
 
 
 def command() -> None:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import NamedTuple, TypeGuard
 
 from glora_jax.checks import shown
-from glora_jax.files import Path
+from glora_jax.files import Path, load_json
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ def snapshot(name: str, files: Sequence[str]) -> str:
 
   Args:
     name: `hf:owner/name` or `hf:owner/name@revision`.
-    files: a safetensors file, which the repository must have, and files that it may have.
+    files: a safetensors file, which the repository must have, whole or in parts; and files that it
+      may have.
 
   Returns:
     Path of the folder, whose name is a commit.
@@ -108,9 +109,20 @@ def snapshot(name: str, files: Sequence[str]) -> str:
       'install huggingface_hub, or pass the path of a file.'
     ) from error
   tensors, *others = files
-  folder = os.path.dirname(_download(hub, hub_name, tensors))
-  for file in others:  # of the same commit, even if the branch has moved since
-    _download_if_there(hub, hub_name._replace(revision=os.path.basename(folder)), file)
+  try:
+    path = _download(hub, hub_name, tensors)
+  except FileNotFoundError as missing:  # it may be in parts
+    try:
+      path = _download(hub, hub_name, f'{tensors}.index.json')
+    except FileNotFoundError:
+      raise missing from None
+  folder = os.path.dirname(path)
+  at_commit = hub_name._replace(revision=os.path.basename(folder))  # the branch may move on
+  if path.endswith('.json'):
+    for part in sorted(set(load_json(path, 'get it again')['weight_map'].values())):
+      _download(hub, at_commit, part)
+  for file in others:
+    _download_if_there(hub, at_commit, file)
   return folder
 
 

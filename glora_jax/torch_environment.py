@@ -35,7 +35,12 @@ def on_jax(key: jax.Array) -> Generator[Any]:
 def shared_environment() -> Any:
   """An environment of torchax, not the one that other users of torchax share."""
   environment = _Environment()
-  operators = {torch.nn.functional.linear: _linear, torch.ops.aten.convolution: _convolve}
+  operators = {
+    torch.nn.functional.linear: _linear,
+    torch.ops.aten.convolution: _convolve,
+    torch.ops.aten._upsample_bilinear2d_aa: functools.partial(_resize, 'linear'),
+    torch.ops.aten._upsample_bicubic2d_aa: functools.partial(_resize, 'cubic'),
+  }
   for operator, function in operators.items():
     environment.override_op_definition(operator, functools.partial(_on_arrays, function))
   attention = torch.nn.functional.scaled_dot_product_attention
@@ -122,6 +127,14 @@ def _on_arrays(function: Callable[..., jax.Array], *args: Any, **kwargs: Any) ->
 def _linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
   """PyTorch's `linear` with its names of arguments, by which timm's EVA passes them."""
   return torchax.ops.jtorch.functional_linear(input, weight, bias)
+
+
+def _resize(
+  method: str, images: jax.Array, size: Sequence[int], align_corners: bool, *scales: Any
+) -> jax.Array:
+  """PyTorch's resizing with antialiasing, which torchax does by what JAX no longer has."""
+  del align_corners, scales  # PyTorch has no aligned corners here
+  return jax.image.resize(images, (*images.shape[:2], *size), method, antialias=True)
 
 
 def _attention(

@@ -6,6 +6,8 @@ models.
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -14,16 +16,20 @@ from typing import Any, Literal, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from glora_jax.checks import check_path, listed, shown
+from glora_jax import hub
+from glora_jax.checks import check_path, listed, printable, shown
 from glora_jax.errors import UserError
-from glora_jax.files import Path, first_line, read_safetensors, require_numbers
+from glora_jax.files import Path, first_line, load_json, read_safetensors, require_numbers
 from glora_jax.tree import differences
+from glora_jax.vision.files import sha256_of
 
 Container = Literal['npz', 'safetensors', 'torch']
 Arrays = dict[str, np.ndarray]
 
+TIMM_PREFIX = 'timm:'
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
+INDEX_FILE = f'{MODEL_FILE}.index.json'  # of one in parts
 HUB_FILES = (MODEL_FILE, 'config.json', 'preprocessor_config.json')  # that are read of a repository
 
 _RAW_BFLOAT16 = ('|V2', '<V2')  # NumPy stores bfloat16, which it does not know, as two raw bytes
@@ -34,6 +40,10 @@ ALWAYS_UNPACKED = 64 * 2**20
 
 # Keys under which PyTorch files keep the weights, the likelier first.
 WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
+
+
+class OtherArchitecture(ValueError):
+  """A checkpoint is of another architecture than the ViT."""
 
 
 class Tensors(NamedTuple):
@@ -83,7 +93,34 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
   return tensors
 
 
+def parts_of(path: Path) -> list[str]:
+  """Paths of the files that a checkpoint is in: its own, or those that an index names.
+
+  Raises:
+    ValueError: the index is damaged.
+  """
+  folder, name = os.path.split(check_path(path))
+  if name != INDEX_FILE:
+    return [os.path.join(folder, name)]
+  index = load_json(path, 'get it again')
+  files = index.get('weight_map') if isinstance(index, dict) else None
+  names = set(files.values()) if isinstance(files, dict) else {''}
+  if not all(isinstance(each, str) and each == os.path.basename(each) != '' for each in names):
+    raise UserError(f'{path} does not name the files of a checkpoint; get it again.')
+  return [os.path.join(folder, each) for each in sorted(names)]
+
+
+def digest(path: Path) -> str:
+  """SHA-256 of a checkpoint; of one in parts, that of the lines of their digests."""
+  one, *others = (sha256_of(part) for part in parts_of(path))
+  return hashlib.sha256('\n'.join([one, *others]).encode()).hexdigest() if others else one
+
+
 def _read(path: str, key: str | None) -> Tensors:
+  if os.path.basename(path) == INDEX_FILE:
+    parts = (_read(part, key).arrays for part in parts_of(path))
+    arrays = {name: array for part in parts for name, array in part.items()}
+    return Tensors(path, 'safetensors', arrays)
   with open(path, 'rb') as file:
     start = file.read(16)
   if start.startswith(b'PK'):
@@ -176,11 +213,11 @@ def require_tensors(where: str, given: Arrays, expected: Mapping[str, Any]) -> N
   """Checks the tensors of a model.
 
   Raises:
-    ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them holds
-      anything but finite floating-point numbers.
+    OtherArchitecture: arrays are missing, unexpected or misshaped, and all are named.
+    ValueError: one of them holds anything but finite floating-point numbers.
   """
   if problems := differences(given, expected):
-    raise ValueError(
+    raise OtherArchitecture(
       f'{where}: the tensors do not match the model. {"; ".join(problems)}. Check that the '
       'checkpoint is complete and of this model.'
     )
@@ -192,11 +229,11 @@ def locate(path: Path) -> str:
 
   Of a run's folder it is the one in `folded/`: where that has one, and the folder no model itself.
   Of several it is `MODEL_FILE`, which timm and transformers take before all others, too, or else
-  the one that is called a model.
+  the one that is called a model. Of a checkpoint in parts it is the index.
 
   Raises:
     FileNotFoundError: the folder has no checkpoint.
-    ValueError: it has several, or one in parts.
+    ValueError: it has several, or one in parts without an index.
   """
   folder = check_path(path)
   if not os.path.isdir(folder):
@@ -209,6 +246,8 @@ def locate(path: Path) -> str:
   files = [name for name in checkpoints if name not in parts]
   if MODEL_FILE in files:
     return os.path.join(folder, MODEL_FILE)
+  if os.path.isfile(index := os.path.join(folder, INDEX_FILE)):
+    return index
   models = [name for name in files if _is_model(name)] or files
   if len(models) == 1:
     return os.path.join(folder, models[0])
@@ -218,8 +257,8 @@ def locate(path: Path) -> str:
     )
   if parts:
     raise ValueError(
-      f'{folder} holds a checkpoint in several parts ({", ".join(parts)}), which is not supported; '
-      'save it as one file.'
+      f'{folder} holds a checkpoint in several parts ({", ".join(parts)}), but no {INDEX_FILE}; '
+      'get it again, or save it as one file.'
     )
   raise FileNotFoundError(
     f'There is no checkpoint in the folder {folder}; expected folded/ of a finished run, or a file '
@@ -234,6 +273,39 @@ def checkpoints_in(folder: str) -> list[str]:
 
 def _is_model(name: str) -> bool:
   return os.path.splitext(name)[0] in ('model', 'pytorch_model')
+
+
+def hub_name(path: Path) -> Path:
+  """The name on the hub that `timm:NAME` is short for; all other paths unchanged.
+
+  A name without the tag of its weights, which follows a point, stands for those that timm takes.
+
+  Raises:
+    ImportError: there is no tag, and timm is not installed.
+    ValueError: timm has no weights of that name.
+
+  Example:
+    >>> hub_name('timm:convnext_atto.d2_in1k'), hub_name('folder')
+    ('hf:timm/convnext_atto.d2_in1k', 'folder')
+  """
+  if not (isinstance(path, str) and path.startswith(TIMM_PREFIX)):
+    return path
+  name = path.removeprefix(TIMM_PREFIX)
+  if '.' in name:
+    return f'{hub.PREFIX}timm/{name}'
+  try:
+    import timm
+  except ImportError as error:
+    raise ImportError(
+      f"'{path}' needs timm, to know its weights: pip install timm; or name them, as in "
+      'timm:convnext_atto.d2_in1k.'
+    ) from error
+  known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+  if known is None or not known.hf_hub_id:
+    others = difflib.get_close_matches(name, timm.list_models(pretrained=True), 3)
+    near = f'; near are {", ".join(others)}' if others else ''
+    raise UserError(f"timm has no weights for '{printable(name)}'{near}.")
+  return f'{hub.PREFIX}{known.hf_hub_id}'
 
 
 def require_no_other(folder: str) -> None:

@@ -13,8 +13,7 @@ from glora_jax import hub
 from glora_jax.checks import printable, shown
 from glora_jax.files import first_line
 from glora_jax.progress import is_watched
-from glora_jax.vision.files import sha256_of
-from glora_jax.vision.models.checkpoint import HUB_FILES, locate
+from glora_jax.vision.models.checkpoint import HUB_FILES, digest, hub_name, locate
 from glora_jax.vision.models.weights import EMBEDDED, EMBEDDED_FILE
 
 CACHE_VARIABLE = 'GLORA_JAX_CACHE'
@@ -69,7 +68,8 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   Args:
     weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
       `hf:owner/name[@revision]` on the Hugging Face hub (see `glora_jax.hub`), whose folder is
-      returned; a name in `SHORTCUTS`; or 'embedded', the backbone in the package.
+      returned; `timm:NAME` (see `checkpoint.hub_name`); a name in `SHORTCUTS`; or 'embedded', the
+      backbone in the package.
     sha256: SHA-256 of the file, or of the one checkpoint in a folder, hexadecimal. A shortcut has
       none on record; pass it to have its download checked.
 
@@ -93,17 +93,17 @@ def fetch(weights: str, sha256: str | None = None) -> str:
         f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
       )
     return _download(url, sha256)
-  if hub.is_hub_name(weights):
-    path = hub.snapshot(weights, HUB_FILES)
+  if hub.is_hub_name(name := hub_name(weights)):
+    path = hub.snapshot(name, HUB_FILES)
   else:
     path = EMBEDDED_FILE if weights == EMBEDDED else os.path.expanduser(weights)
   if not os.path.exists(path):
     raise FileNotFoundError(
       f"model.weights='{printable(weights)}' is not a file, a folder, or one of "
       f'{", ".join((EMBEDDED, *SHORTCUTS))}; URLs start with https://, names on the Hugging Face '
-      'hub with hf:.'
+      "hub with hf:, and timm's with timm:."
     )
-  if sha256 is not None and (found := sha256_of(locate(path))) != sha256:
+  if sha256 is not None and (found := digest(locate(path))) != sha256:
     raise ValueError(f'{weights} has SHA-256 {found}, expected {sha256}.')
   return path
 

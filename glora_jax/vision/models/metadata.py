@@ -14,6 +14,7 @@ from glora_jax.vision.data.image import CROP, ResizeRule
 from glora_jax.vision.data.normalization import NORMALIZATIONS, Normalization, statistics
 from glora_jax.vision.models.vit import Activation, Pool, sides
 
+REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
 OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
 
 Metadata = dict[str, Any]

@@ -116,6 +116,11 @@ class ViT(nn.Module):
       x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='head')(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
+  @nn.nowrap
+  def logits_of(self, params: Any, features: jax.Array) -> jax.Array:
+    """Logits [batch, num_classes] of pooled features, by the head among the parameters."""
+    return nn.Dense(self.num_classes).apply({'params': params['head']}, features)  # pyrefly: ignore
+
   def _embed(self, images: jax.Array) -> jax.Array:
     """Patches as tokens after a class token, with positions, [batch, tokens, width]."""
     patch = (self.patch_size, self.patch_size)

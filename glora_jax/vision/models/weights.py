@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -25,7 +25,9 @@ from glora_jax.vision.models.checkpoint import (
   MODEL_FILE,
   Arrays,
   Container,
+  OtherArchitecture,
   Tensors,
+  hub_name,
   locate,
   read_checkpoint,
   require_no_other,
@@ -35,6 +37,7 @@ from glora_jax.vision.models.formats.format import Format, Reading, TorchFormat
 from glora_jax.vision.models.formats.table import WRITTEN, recognize
 from glora_jax.vision.models.metadata import (
   OURS,
+  REMEMBERED,
   Metadata,
   check_agreement,
   check_facts,
@@ -50,6 +53,9 @@ from glora_jax.vision.models.resize import (
 )
 from glora_jax.vision.models.vit import ViT, describe, expected_params, sides
 
+if TYPE_CHECKING:  # it needs PyTorch
+  from glora_jax.vision.models.torch_backbone import TorchBackbone
+
 log = logging.getLogger(__name__)
 
 EMBEDDED = 'embedded'  # the name that configs give to the backbone in the package
@@ -61,19 +67,18 @@ _OF_OTHERS = (
   *('.npz', '.pth', '.pt', '.bin', '.onnx', '.h5', '.keras', '.msgpack', '.ckpt', '.pb', '.tflite'),
   *('.gguf', '.pkl'),
 )
-_REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
 
 
 class Checkpoint(NamedTuple):
   """A model, its parameters, and what else is known of it.
 
   Attributes:
-    model: the ViT.
+    model: the ViT, or another backbone as PyTorch's module.
     params: nested dictionary of NumPy arrays.
     metadata: see `metadata.Metadata`.
   """
 
-  model: ViT
+  model: ViT | TorchBackbone
   params: dict[str, Any]
   metadata: Metadata
 
@@ -129,9 +134,15 @@ def load(
     )
   check_facts({**fields, 'image_size': image_size, 'normalization': normalization})
   fields = {name: value for name, value in fields.items() if value is not None}
-  tensors = read_checkpoint(locate(hub.local(path, HUB_FILES)), validate(key, str | None, 'key'))
+  file = locate(hub.local(hub_name(path), HUB_FILES))
+  tensors = read_checkpoint(file, validate(key, str | None, 'key'))
   if OURS not in tensors.metadata:
-    return _load_foreign(tensors, image_size, normalization, fields)
+    try:
+      return _load_foreign(tensors, image_size, normalization, fields)
+    except OtherArchitecture as error:
+      if not isinstance(image_size, int | None) or fields or key:
+        raise
+      return _load_torch(os.path.dirname(file), error, image_size, normalization)
   model, params, metadata = _load_own(tensors, fields)
   check_agreement(tensors.path, metadata, {'image_size': image_size})
   if normalization is not None and metadata.get('normalization') is None:
@@ -204,6 +215,36 @@ def _load_foreign(
   return Checkpoint(model, params, metadata)
 
 
+def _load_torch(
+  folder: str,
+  reason: OtherArchitecture,
+  image_size: int | None,
+  normalization: Normalization | None,
+) -> Checkpoint:
+  """The module that timm or transformers build of a checkpoint.
+
+  Raises:
+    OtherArchitecture: the `config.json` beside it is neither's, or PyTorch or the library is
+      missing.
+  """
+  config = read_json(os.path.join(folder, 'config.json'))
+  if not {'architecture', 'model_type'} & config.keys():
+    raise reason
+  try:
+    from glora_jax.vision.models import torch_backbone
+
+    checkpoint = Checkpoint(*torch_backbone.load(folder, image_size))
+  except ImportError as error:
+    raise OtherArchitecture(
+      f"{reason} To run PyTorch's own module: pip install 'glora_jax[torch]' timm transformers "
+      f'({error}).'
+    ) from error
+  model = checkpoint.model
+  log.info('%s: %s runs as the module of %s.', folder, model.__name__, model.library)
+  checkpoint.metadata.setdefault('normalization', normalization)
+  return checkpoint
+
+
 def _take_plain(tensors: Tensors, format: Format) -> Arrays:
   """The arrays of a model by plain name, out of those of its file."""
   plain, strangers = {}, {}
@@ -254,7 +295,8 @@ def _naming(path: str) -> Iterator[None]:
       f'{path} is invalid ({type(error).__name__}: {error}); correct or remove it.'
     ) from error
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    kind = OtherArchitecture if isinstance(error, OtherArchitecture) else ValueError
+    raise kind(f'{path}: {error}') from error
 
 
 def _read_shape(path: str, arrays: Arrays, format: Format) -> Reading:
@@ -272,7 +314,7 @@ def _read_shape(path: str, arrays: Arrays, format: Format) -> Reading:
     reason = 'a tensor that gives its shape has too few axes.'
   except ValueError as error:
     reason = str(error)
-  raise ValueError(f'{path} looks like a {format.name} checkpoint, but {reason}')
+  raise OtherArchitecture(f'{path} looks like a {format.name} checkpoint, but {reason}')
 
 
 def _build(
@@ -317,7 +359,7 @@ def _assumed_normalization(container: Container, model: ViT) -> str:
 
 
 def refit(
-  model: ViT,
+  model: ViT | TorchBackbone,
   params: Mapping[str, Any],
   metadata: Mapping[str, Any],
   *,
@@ -353,6 +395,12 @@ def refit(
     ((96, 3), 56)
   """
   check_facts({'image_size': image_size})
+  if not isinstance(model, ViT):
+    return Checkpoint(
+      *model.refit(
+        params, metadata, num_classes=num_classes, image_size=image_size, patch_size=patch_size
+      )
+    )
   patch_size = validate(patch_size, int | None, 'patch_size', least=1, most=256)
   num_classes = validate(num_classes, int | None, 'num_classes', least=0)
   params, metadata = dict(params), dict(metadata)
@@ -393,7 +441,7 @@ def refit(
 
 def save(
   path: Path,
-  model: ViT,
+  model: ViT | TorchBackbone,
   params: Any,
   metadata: Mapping[str, Any],
   format: str | Format | None = None,
@@ -432,7 +480,13 @@ def save(
       f'{target}: {os.path.splitext(target)[1]} files are not written; end the name in '
       '.safetensors, or leave the ending out for a folder.'
     )
-  validate(model, ViT, 'model')
+  if not isinstance(model, ViT):
+    if target.endswith('.safetensors') or format not in (None, model.library):
+      raise ValueError(
+        f'{target}: {model.__name__} is written as a folder of {model.library}, and not otherwise.'
+      )
+    model.save(target, params, metadata)
+    return
   validate(params, Mapping, 'params')
   validate(metadata, Mapping, 'metadata')
   flat = {
@@ -451,7 +505,7 @@ def save(
     model, tensors = other.to_tensors(model, flat)
     beside = other.side_files(model, metadata)
     # It says everything in the terms of the code base that will read it, and in ours.
-    known = {name: metadata[name] for name in _REMEMBERED if metadata.get(name) is not None}
+    known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
     beside['config.json'] |= {OURS: {'model': describe(model), **known}}
   # Whatever may be refused was refused before something is written.
   if target.endswith('.safetensors'):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import logging
 import os
 from typing import Any, NamedTuple
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
 from glora_jax.method.adapt import adapt
-from glora_jax.method.adapted import Adapted, with_space
+from glora_jax.method.adapted import Adapted, name_of, with_space
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.method.space import Spec
 from glora_jax.search.allocation import Allocation
@@ -27,6 +27,7 @@ from glora_jax.vision.data.task import Task
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.fetch import fetch, known_normalization
 from glora_jax.vision.models.metadata import require_normalization
+from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.origins import find_weights
 from glora_jax.vision.runs.settings import (
   GRADIENT,
@@ -126,7 +127,7 @@ def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
 
 def load_backbone(
   settings: ModelSettings, path: str, num_classes: int
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
   """(model, params, metadata) with a new head, at the size and precision of the config."""
   loaded = weights.load(path, **_hints(settings))
   model, params, metadata = weights.refit(
@@ -139,12 +140,16 @@ def load_backbone(
     # Raises now if the format could not be written at the end.
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
     source.fit(model, flat)
-  model = model.clone(
-    drop_path=settings.drop_path,
-    remat=settings.remat,
-    unroll=settings.unroll,
-    dtype=None if settings.dtype == 'float32' else settings.dtype,
-  )
+  dtype = None if settings.dtype == 'float32' else settings.dtype
+  if isinstance(model, ViT):
+    model = model.clone(
+      drop_path=settings.drop_path, remat=settings.remat, unroll=settings.unroll, dtype=dtype
+    )
+  elif dtype is not None:
+    raise ValueError(
+      f"model.dtype='{dtype}' is only for the ViT, and {model.__name__} runs as PyTorch's module; "
+      'leave it out.'
+    )
   if not isinstance(metadata['image_size'], int):
     raise ValueError(
       f'The weights are for images of {metadata["image_size"]}, but a run needs square ones; give '
@@ -183,7 +188,7 @@ def image_size_here(settings: ModelSettings) -> int | None:
 
 
 def adapt_spaces(
-  settings: RunSettings, model: nn.Module, size: int, mesh: jax.sharding.Mesh | None = None
+  settings: RunSettings, model: Any, size: int, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Adapted, Adapted | None]:
   """The model adapted with the run's space, and with that of baselines which need another one.
 
@@ -197,7 +202,8 @@ def adapt_spaces(
   space = settings.space.search_space(settings.structure)
   # A sharded base is gathered where it is used.
   gathered = mesh if settings.mesh.base == 'sharded' else None
-  adapted = dataclasses.replace(adapt(model, sample, space=space), mesh=gathered)
+  attach = functools.partial(adapt, model) if isinstance(model, ViT) else model.adapt
+  adapted = dataclasses.replace(attach(sample, space=space), mesh=gathered)
   is_searched = settings.structure == SEARCH
   if is_searched and any(is_beside(adapted.spec, name) for name in settings.presets or ()):
     return adapted, with_space(adapted, settings.space.search_space(GRADIENT))
@@ -239,7 +245,7 @@ def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = 
   computed = getattr(adapted.model, 'dtype', None)
   precision = jnp.dtype(computed).name if computed else _dtypes(trainable)
   return (
-    f'{len(adapted.spec)} layers of {type(adapted.model).__name__} are adapted; '
+    f'{len(adapted.spec)} layers of {name_of(adapted.model)} are adapted; '
     f'{count(trainable["params"]):,} parameters in heads, {count(frozen):,} frozen '
     f'({_dtypes(frozen)}); computed in {precision} on {jax.device_count()} x '
     f'{jax.devices()[0].device_kind}{", mesh " * bool(axes)}{", ".join(axes)}'

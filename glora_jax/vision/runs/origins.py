@@ -19,9 +19,9 @@ import glora_jax
 from glora_jax import hub
 from glora_jax.files import Path, read_json
 from glora_jax.mesh import primary
-from glora_jax.vision.files import sha256_of, write_json
+from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.checkpoint import locate
+from glora_jax.vision.models.checkpoint import digest, hub_name, locate
 from glora_jax.vision.models.fetch import fetch
 from glora_jax.vision.runs.settings import ModelSettings
 
@@ -56,13 +56,13 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   record = _read(workdir) if workdir else {}
   if record and record['weights'] != name:  # no stage has used the old ones
     record = {}
-  if record and hub.is_hub_name(name):
+  if hub.is_hub_name(name := str(hub_name(name))) and record:
     name = str(hub.parse(name)._replace(revision=record['revision']))
   path = fetch(name, settings.sha256)
   if hub.is_hub_name(name):
     revision = os.path.basename(path)
   # `fetch` has checked the file against a given checksum.
-  sha256 = settings.sha256.lower() if settings.sha256 else sha256_of(locate(path))
+  sha256 = settings.sha256.lower() if settings.sha256 else digest(locate(path))
   if record and record['sha256'] != sha256:
     raise ValueError(
       f'{path} has SHA-256 {sha256}, but this run began with weights of {record["sha256"]}; '

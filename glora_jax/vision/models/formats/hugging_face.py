@@ -15,7 +15,7 @@ import numpy as np
 from glora_jax.checks import listed, shown
 from glora_jax.vision.data.image import CROP
 from glora_jax.vision.data.normalization import statistics
-from glora_jax.vision.models.checkpoint import Arrays
+from glora_jax.vision.models.checkpoint import Arrays, OtherArchitecture
 from glora_jax.vision.models.formats.format import (
   Reading,
   Rule,
@@ -140,13 +140,13 @@ class HuggingFace(TorchFormat):
     if config.get('model_type') not in MODEL_TYPES:
       return {}
     if config.get('use_swiglu_ffn'):
-      raise ValueError(
+      raise OtherArchitecture(
         'use_swiglu_ffn=true, a ViT with SwiGLU instead of a plain MLP (DINOv2 giant), is not '
         'supported; use S, B or L.'
       )
     activation = config.get('hidden_act', 'gelu')
     if activation not in ACTIVATIONS:
-      raise ValueError(
+      raise OtherArchitecture(
         f'hidden_act={shown(activation)} is not supported; use one of {", ".join(ACTIVATIONS)}.'
       )
     hints = {
@@ -155,33 +155,11 @@ class HuggingFace(TorchFormat):
       'norm_eps': config.get('layer_norm_eps'),
       'image_size': config.get('image_size'),
     }
-    labels = config.get('id2label') or {}
-    if labels and not all(label.startswith('LABEL_') for label in labels.values()):
-      numbers = [str(number) for number in range(len(labels))]
-      if labels.keys() != set(numbers):
-        raise ValueError(
-          f'id2label has the keys {listed(labels)}; they must be the numbers of all classes, from '
-          '0.'
-        )
-      hints['classes'] = [labels[number] for number in numbers]
-    return hints
+    return hints | {'classes': read_classes(config)}
 
   def read_preprocessor(self, preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_preprocessor`: the normalization, and whether images are cropped."""
-    facts: dict[str, Any] = {}
-    if preprocessor.get('do_normalize') is False:
-      facts['normalization'] = 'unit'
-    elif 'image_mean' in preprocessor:
-      facts['normalization'] = normalization_of(
-        preprocessor['image_mean'], preprocessor['image_std']
-      )
-    crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
-    side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
-    short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
-    are_sizes = isinstance(side, int) and isinstance(short_side, int) and side <= short_side
-    if preprocessor.get('do_center_crop') and are_sizes:
-      facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
-    return facts
+    return read_images(preprocessor)
 
   def side_files(self, model: ViT, metadata: Metadata) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `from_pretrained`."""
@@ -211,33 +189,85 @@ class HuggingFace(TorchFormat):
         'use_swiglu_ffn': False,
         'use_mask_token': any('mask_token' in name for name in self.kept),
       }
-    if model.num_classes:
-      classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(model.num_classes)]
-      config['id2label'] = {str(number): name for number, name in enumerate(classes)}
-      config['label2id'] = {name: number for number, name in enumerate(classes)}
+    config |= write_classes(model.num_classes, metadata)
     if metadata.get('normalization') is None:
       return {'config.json': config}
-    height, width = sides(metadata['image_size'])
-    mean, deviation = statistics(metadata['normalization'])
-    preprocessor = {  # what `AutoImageProcessor` reads
-      'image_processor_type': 'ViTImageProcessor',
-      'do_normalize': True,
-      'do_rescale': True,
-      'do_resize': True,
-      'image_mean': list(mean),
-      'image_std': list(deviation),
-      'resample': BICUBIC,
-      'rescale_factor': 1 / 255,
-      'size': {'height': height, 'width': width},
-    }
-    if metadata.get('resize') == 'crop' and height == width:
-      preprocessor.update(
-        image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
-        size={'shortest_edge': round(height / (metadata.get('crop') or CROP))},
-        do_center_crop=True,
-        crop_size={'height': height, 'width': width},
-      )
-    return {'config.json': config, PREPROCESSOR: preprocessor}
+    return {'config.json': config, PREPROCESSOR: write_images(metadata)}
+
+
+def read_classes(config: Mapping[str, Any]) -> list[str] | None:
+  """Names of the classes in a `config.json`; None for transformers' own.
+
+  Raises:
+    ValueError: they are not numbered from 0.
+  """
+  labels = config.get('id2label') or {}
+  if not labels or all(label.startswith('LABEL_') for label in labels.values()):
+    return None
+  numbers = [str(number) for number in range(len(labels))]
+  if labels.keys() != set(numbers):
+    raise ValueError(
+      f'id2label has the keys {listed(labels)}; they must be the numbers of all classes, from 0.'
+    )
+  return [labels[number] for number in numbers]
+
+
+def write_classes(num_classes: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of `config.json` on the classes."""
+  if not num_classes:
+    return {}
+  classes = metadata.get('classes') or [f'LABEL_{n}' for n in range(num_classes)]
+  return {
+    'id2label': {str(number): name for number, name in enumerate(classes)},
+    'label2id': {name: number for number, name in enumerate(classes)},
+  }
+
+
+def read_images(preprocessor: Mapping[str, Any]) -> Metadata:
+  """What `preprocessor_config.json` says of images."""
+  facts: Metadata = {}
+  if preprocessor.get('do_normalize') is False:
+    facts['normalization'] = 'unit'
+  elif 'image_mean' in preprocessor:
+    facts['normalization'] = normalization_of(preprocessor['image_mean'], preprocessor['image_std'])
+  crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
+  side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
+  short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
+  are_sizes = isinstance(side, int) and isinstance(short_side, int) and side <= short_side
+  if preprocessor.get('do_center_crop') and are_sizes:
+    facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
+  return facts
+
+
+def size_of(preprocessor: Mapping[str, Any]) -> int | None:
+  """Side of the images that a model is given; None if nothing says it."""
+  size = preprocessor.get('crop_size' if preprocessor.get('do_center_crop') else 'size')
+  return size.get('height', size.get('shortest_edge')) if isinstance(size, Mapping) else size
+
+
+def write_images(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """The content of `preprocessor_config.json`, for `AutoImageProcessor`."""
+  height, width = sides(metadata['image_size'])
+  mean, deviation = statistics(metadata['normalization'])
+  preprocessor = {
+    'image_processor_type': 'ViTImageProcessor',
+    'do_normalize': True,
+    'do_rescale': True,
+    'do_resize': True,
+    'image_mean': list(mean),
+    'image_std': list(deviation),
+    'resample': BICUBIC,
+    'rescale_factor': 1 / 255,
+    'size': {'height': height, 'width': width},
+  }
+  if metadata.get('resize') == 'crop' and height == width:
+    preprocessor.update(
+      image_processor_type='BitImageProcessor',  # DINOv2's; ViT's cannot crop
+      size={'shortest_edge': round(height / (metadata.get('crop') or CROP))},
+      do_center_crop=True,
+      crop_size={'height': height, 'width': width},
+    )
+  return preprocessor
 
 
 def _fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from glora_jax.tree import grouped
+from glora_jax.vision.models.checkpoint import OtherArchitecture
 from glora_jax.vision.models.formats import flax_npz, hugging_face, timm
 from glora_jax.vision.models.formats.format import Format, TorchFormat
 from glora_jax.vision.models.metadata import OURS
@@ -49,12 +50,15 @@ def recognize(path: str, names: Sequence[str]) -> Format:
     names: names of all tensors in it.
 
   Raises:
-    ValueError: the file has another architecture, which the message explains, no known one, or
-      several models.
+    OtherArchitecture: the file has another architecture, which the message explains, or none that
+      is known.
+    ValueError: it has several models.
   """
   for pattern, architecture in OTHER_ARCHITECTURES.items():
     if foreign := [name for name in names if re.search(pattern, name)]:
-      raise ValueError(f'{path} is not a plain ViT. It is {architecture} ({grouped(foreign)}).')
+      raise OtherArchitecture(
+        f'{path} is not a plain ViT. It is {architecture} ({grouped(foreign)}).'
+      )
   found: dict[str, Format] = {}
   for format in FORMATS.values():
     for kernel in (name for name in names if name.endswith(format.patch_kernel)):
@@ -65,7 +69,7 @@ def recognize(path: str, names: Sequence[str]) -> Format:
       if is_path and not is_moment and any(re.match(format.signature, name) for name in below):
         found.setdefault(prefix, format)
   if not found:
-    raise ValueError(
+    raise OtherArchitecture(
       f'{path} does not hold a ViT of a known format; it has {grouped(names)}. The formats are '
       f'{OURS}, {", ".join(FORMATS)}.'
     )

@@ -12,7 +12,7 @@ import numpy as np
 from glora_jax.checks import shown
 from glora_jax.vision.data.image import CROP
 from glora_jax.vision.data.normalization import statistics
-from glora_jax.vision.models.checkpoint import Arrays
+from glora_jax.vision.models.checkpoint import Arrays, OtherArchitecture
 from glora_jax.vision.models.formats.format import (
   Format,
   Reading,
@@ -67,7 +67,7 @@ class Timm(TorchFormat):
   def read_shape(self, shapes: Shapes) -> Reading:
     """As `Format.read_shape`; average-pooled models normalize after pooling."""
     if 2 * shapes['blocks.0.mlp.fc2.weight'][1] == shapes['blocks.0.mlp.fc1.weight'][0]:
-      raise ValueError('its MLPs use SwiGLU; only plain MLPs are supported.')
+      raise OtherArchitecture('its MLPs use SwiGLU; only plain MLPs are supported.')
     reading = super().read_shape(shapes)
     if 'fc_norm.weight' in shapes:
       reading.fields.update(norm_after_pool=True, pool='gap')
@@ -122,50 +122,27 @@ class Timm(TorchFormat):
     arguments = config.get('model_args') or {}
     pool = arguments.get('global_pool') or config.get('global_pool')
     if pool not in (None, '', *POOLS):
-      raise ValueError(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
+      raise OtherArchitecture(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
     activation = arguments.get('act_layer') or _by_name(ACTIVATIONS_BY_NAME, architecture)
-    hints = {
+    size = arguments.get('img_size')
+    return {
       'activation': activation,
       'num_heads': arguments.get('num_heads') or _by_name(HEADS_BY_NAME, architecture),
       'pool': None if pool in (None, '') else POOLS[pool],
+      **read_images(pretrained, size),
       'classes': pretrained.get('label_names') or config.get('label_names'),
     }
-    if size := arguments.get('img_size') or (pretrained.get('input_size') or [])[1:]:
-      height, width = size if isinstance(size, list) else (size, size)
-      hints['image_size'] = shortest(height, width)
-    if 'mean' in pretrained:
-      hints['normalization'] = normalization_of(pretrained['mean'], pretrained['std'])
-    share, size = pretrained.get('crop_pct'), hints.get('image_size')
-    is_share = isinstance(share, int | float) and 0.01 < share <= 1
-    if is_share and pretrained.get('crop_mode', 'center') == 'center':
-      if share == CROP:
-        share = None
-      elif isinstance(size, int):  # timm scales it to a whole number of pixels
-        share = share_of(size, int(size / share))
-      hints |= {'resize': 'crop', 'crop': share}
-    return hints
 
   def side_files(self, model: ViT, metadata: Metadata) -> dict[str, dict[str, Any]]:
     """As `Format.side_files`; for `timm.create_model('local-dir:...')`."""
     height, width = sides(metadata['image_size'])
     mlp_dim = model.mlp_dim or 4 * model.width
     ratio = mlp_dim / model.width
-    resize, share = metadata.get('resize'), metadata.get('crop')
-    crop_pct = CROP if share is None else share - 1e-9  # timm truncates size over share
-    pretrained: dict[str, Any] = {
-      'input_size': [3, height, width],
-      'num_classes': model.num_classes,
-      'interpolation': 'bicubic',
-      'crop_pct': crop_pct if resize == 'crop' else 1.0,
-      'crop_mode': 'squash' if resize == 'squash' else 'center',
+    pretrained = {
+      **write_images(model.num_classes, metadata),
       'first_conv': 'patch_embed.proj',
       'classifier': 'head',
     }
-    if metadata.get('normalization') is not None:
-      mean, deviation = statistics(metadata['normalization'])
-      pretrained.update(mean=list(mean), std=list(deviation))
-    if metadata.get('classes'):
-      pretrained['label_names'] = list(metadata['classes'])
     arguments = {  # what differs from the architecture
       'img_size': [height, width],
       'patch_size': model.patch_size,
@@ -191,6 +168,51 @@ class Timm(TorchFormat):
         'pretrained_cfg': pretrained,
       }
     }
+
+
+def read_images(
+  pretrained: Mapping[str, Any], image_size: int | list[int] | None = None
+) -> Metadata:
+  """What `pretrained_cfg` says of images.
+
+  Args:
+    pretrained: the fields.
+    image_size: size that the model was made for, if not the one in the fields.
+  """
+  facts: Metadata = {}
+  if size := image_size or (pretrained.get('input_size') or [])[1:]:
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    facts['image_size'] = shortest(height, width)
+  if 'mean' in pretrained:
+    facts['normalization'] = normalization_of(pretrained['mean'], pretrained['std'])
+  share, size = pretrained.get('crop_pct'), facts.get('image_size')
+  is_share = isinstance(share, int | float) and 0.01 < share <= 1
+  if is_share and pretrained.get('crop_mode', 'center') == 'center':
+    if share == CROP:
+      share = None
+    elif isinstance(size, int):  # timm scales it to a whole number of pixels
+      share = share_of(size, int(size / share))
+    facts |= {'resize': 'crop', 'crop': share}
+  return facts
+
+
+def write_images(num_classes: int, metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of `pretrained_cfg` on images and classes."""
+  resize, share = metadata.get('resize'), metadata.get('crop')
+  crop_pct = CROP if share is None else share - 1e-9  # timm truncates size over share
+  fields: dict[str, Any] = {
+    'input_size': [3, *sides(metadata['image_size'])],
+    'num_classes': num_classes,
+    'interpolation': 'bicubic',
+    'crop_pct': crop_pct if resize == 'crop' else 1.0,
+    'crop_mode': 'squash' if resize == 'squash' else 'center',
+  }
+  if metadata.get('normalization') is not None:
+    mean, deviation = statistics(metadata['normalization'])
+    fields |= {'mean': list(mean), 'std': list(deviation)}
+  if metadata.get('classes'):
+    fields['label_names'] = list(metadata['classes'])
+  return fields
 
 
 def _by_name(table: Mapping[str, Any], architecture: str) -> Any:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Collection
 from typing import Any, NamedTuple, Self
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +66,7 @@ class HeadOnFeatures(WithoutAdapter):
   def apply(self, variables: Any, features: jax.Array, **unused: Any) -> Any:
     """Logits [batch, class] of features [batch, width]."""
     del unused
-    return nn.Dense(self.model.num_classes).apply({'params': variables['params']['head']}, features)
+    return self.model.logits_of(variables['params'], features)
 
   def features(
     self,

@@ -1,0 +1,314 @@
+"""Classifiers of timm and transformers as backbones: PyTorch's modules, run by `glora_jax.torch`.
+
+They stand for what `ViT` cannot be: registers, rotary positions, SwiGLU, pooling by attention,
+Swin, ConvNeXt. The `config.json` beside a checkpoint says which library builds the module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import glora_jax.torch
+from glora_jax.checks import shown
+from glora_jax.errors import UserError
+from glora_jax.files import first_line, require_numbers, write_safetensors
+from glora_jax.method.adapt import adapt_function
+from glora_jax.method.adapted import Adapted
+from glora_jax.method.space import SearchSpace
+from glora_jax.torch_environment import shape_of
+from glora_jax.vision.files import write_json
+from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
+from glora_jax.vision.models.formats import hugging_face, timm
+from glora_jax.vision.models.metadata import OURS, REMEMBERED, Metadata, check_facts, read_json
+from glora_jax.vision.models.vit import sides
+
+_PUBLISHED_SIZE = 224
+
+
+class TorchBackbone(glora_jax.torch.Module):
+  """A classifier as a function of its parameters: images [batch, height, width, 3] to logits.
+
+  It always runs in evaluation mode: what is frozen keeps its statistics, and drops nothing.
+
+  Attributes:
+    folder: folder of the checkpoint that it was built from.
+    config: contents of its `config.json`.
+    head: PyTorch's name of the last linear layer.
+    width: its inputs.
+    num_classes: size of the head; 0 returns the features that the head would read.
+    options: further arguments of each call.
+  """
+
+  def __init__(
+    self,
+    module: torch.nn.Module,
+    folder: str,
+    config: Mapping[str, Any],
+    head: str,
+    options: Mapping[str, Any],
+  ):
+    super().__init__(module)
+    self.folder, self.config, self.head, self.options = folder, config, head, options
+    linear: Any = module.get_submodule(head)
+    self.width, self.num_classes = linear.in_features, linear.out_features
+
+  @property
+  def library(self) -> str:
+    """The library that builds the module, 'timm' or 'transformers'."""
+    return library_of(self.config)
+
+  def apply(self, variables: Mapping[str, Any], images: jax.Array, *, train: bool = False) -> Any:
+    """Logits, or features, of normalized images."""
+    del train
+    outputs = super().apply(variables, jnp.moveaxis(images, -1, 1), **self.options)
+    return getattr(outputs, 'logits', outputs)
+
+  def clone(self, *, num_classes: int) -> Self:
+    """The same model with a head of another size, or with none."""
+    cloned = copy.copy(self)
+    cloned.skeleton, cloned.num_classes = copy.deepcopy(self.skeleton), num_classes
+    head: torch.nn.Module = torch.nn.Identity()
+    if num_classes:
+      head = torch.nn.Linear(self.width, num_classes, device='meta')
+    cloned.skeleton.set_submodule(self.head, head)
+    return cloned
+
+  def logits_of(self, params: Any, features: jax.Array) -> jax.Array:
+    """Logits [batch, class] of features [batch, width]."""
+    for name in self.head.split('.'):
+      params = params[name]
+    return features @ params['weight'].T + params['bias']
+
+  def adapt(self, sample: jax.ShapeDtypeStruct, *, space: SearchSpace | None = None) -> Adapted:
+    """See `glora_jax.adapt`: the linear layers, or the convolutions of a network of these alone."""
+    shapes = {name: shape_of(value) for name, value in self.skeleton.named_parameters()}
+    heads = f'^{re.escape(self.head.replace(".", "/"))}$'
+    modules = self.skeleton.named_modules()
+    linear = {name for name, part in modules if isinstance(part, torch.nn.Linear)}
+    convs = linear <= {self.head}
+    adapted = adapt_function(self, _nested(shapes), sample, space=space, heads=heads, convs=convs)
+    return dataclasses.replace(adapted, model=self)
+
+  def refit(
+    self,
+    params: Any,
+    metadata: Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
+  ) -> tuple[TorchBackbone, Any, Metadata]:
+    """See `weights.refit`; for another size of images the checkpoint is read again."""
+    model: TorchBackbone = self
+    metadata = dict(metadata)
+    if patch_size is not None:
+      raise UserError(f'patch_size={patch_size} is only for the ViT; leave it out.')
+    if image_size not in (None, metadata['image_size']):
+      if not isinstance(image_size, int):
+        raise UserError(f'image_size={shown(image_size)} must be one number for {self.__name__}.')
+      model, params, _ = load(self.folder, image_size)
+      metadata['image_size'] = image_size
+    if num_classes is None:
+      return model, params, metadata
+    metadata.pop('classes', None)
+    model = model.clone(num_classes=num_classes)
+    shapes = dict(model.skeleton.named_parameters())
+    named = {name: value for name, value in _named(params).items() if name in shapes}
+    for name in (f'{model.head}.weight', f'{model.head}.bias') if num_classes else ():
+      named[name] = np.zeros(shapes[name].shape, np.float32)
+    return model, _nested(named), metadata
+
+  def save(self, folder: str, params: Any, metadata: Mapping[str, Any]) -> None:
+    """Writes a folder that the library loads; `config.json` has our metadata, too.
+
+    Raises:
+      ValueError: the parameters are not the model's, or not finite.
+    """
+    named = {name: np.asarray(value) for name, value in _named(params).items()}
+    require_numbers(f'{folder} is not written', named)
+    module = copy.deepcopy(self.skeleton).to_empty(device='cpu')
+    state = module.state_dict()
+    buffers = {name: value for name, value in self.buffers.items() if name in state}
+    glora_jax.torch.load(module, params, buffers)
+    os.makedirs(folder, exist_ok=True)
+    require_no_other(folder)
+    config = copy.deepcopy(dict(self.config))
+    if self.library == 'timm':
+      tensors = {name: value.numpy() for name, value in state.items()}
+      write_safetensors(os.path.join(folder, MODEL_FILE), tensors, {'format': 'pt'})
+      arguments = {**(config.get('model_args') or {}), 'num_classes': self.num_classes}
+      if hasattr(module, 'set_input_size'):
+        arguments['img_size'] = metadata['image_size']
+      pretrained = timm.write_images(self.num_classes, metadata)
+      for name in ('label_names', 'label_descriptions'):  # of the old head
+        config.pop(name, None)
+      config |= {
+        'num_classes': self.num_classes,
+        'model_args': arguments,
+        'pretrained_cfg': {**config.get('pretrained_cfg', {}), **pretrained},
+      }
+    else:
+      config |= hugging_face.write_classes(self.num_classes, metadata)
+      config['architectures'] = [self.__name__]
+      with tempfile.TemporaryDirectory(dir=folder) as written:  # names in files are others
+        with _quiet():
+          module.save_pretrained(written, max_shard_size='1TB')
+        os.replace(os.path.join(written, MODEL_FILE), os.path.join(folder, MODEL_FILE))
+      preprocessor = hugging_face.write_images(metadata)
+      write_json(os.path.join(folder, hugging_face.PREPROCESSOR), preprocessor)
+    known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
+    write_json(os.path.join(folder, 'config.json'), {**config, OURS: known})
+
+  def describe(self) -> dict[str, Any]:
+    """What `convert` prints of it."""
+    return {'model': self.__name__, 'num_classes': self.num_classes}
+
+
+def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any, Metadata]:
+  """Builds a classifier and reads its weights.
+
+  Args:
+    folder: folder with `config.json` and safetensors.
+    image_size: side of the images that the position embeddings are resized for; None for that of
+      the checkpoint.
+
+  Returns:
+    (model, params, metadata): params as NumPy arrays in nested dictionaries, by PyTorch's names.
+
+  Raises:
+    ImportError: the library is not installed.
+    ValueError: the library cannot build the model or load the weights; or the head is no linear
+      layer.
+  """
+  config = read_json(os.path.join(folder, 'config.json'))
+  library = library_of(config)
+  build = _build_timm if library == 'timm' else _build_transformers
+  try:
+    module, head, has_head, options, metadata = build(folder, config, image_size)
+  except ImportError:
+    raise
+  except Exception as error:  # both libraries have many
+    raise UserError(f'{folder}: {library} cannot load it ({first_line(error)}).') from error
+  linear = module.get_submodule(head)
+  if not isinstance(linear, torch.nn.Linear) or linear.bias is None:
+    raise UserError(
+      f'{folder}: its head is a {type(linear).__name__}; only a linear layer with a bias is '
+      'supported.'
+    )
+  model = TorchBackbone(module.eval(), folder, config, head, options)
+  arrays = {name: value.detach().numpy() for name, value in module.named_parameters()}
+  require_numbers(folder, arrays)
+  metadata = {**metadata, **config.get(OURS, {})}
+  if image_size is not None:
+    metadata['image_size'] = image_size
+  check_facts(metadata)
+  images = jax.ShapeDtypeStruct((1, *sides(metadata['image_size']), 3), np.float32)
+  try:
+    jax.eval_shape(model.apply, {'params': _nested(arrays)}, images)
+  except Exception as error:  # modules have their own
+    raise UserError(
+      f'{folder}: {model.__name__} cannot be run on images {list(images.shape)} '
+      f'({first_line(error)}).'
+    ) from error
+  if not has_head:
+    return model.refit(_nested(arrays), metadata, num_classes=0)
+  if len(metadata.get('classes') or ()) != model.num_classes:
+    metadata.pop('classes', None)
+  return model, _nested(arrays), metadata
+
+
+def library_of(config: Mapping[str, Any]) -> str:
+  """The library that a checkpoint's `config.json` is of, 'timm' or 'transformers'."""
+  return 'transformers' if 'model_type' in config else 'timm'
+
+
+def _build_timm(
+  folder: str, config: Mapping[str, Any], image_size: int | None
+) -> tuple[torch.nn.Module, str, bool, dict[str, Any], Metadata]:
+  """A module of timm; see `_build_transformers`."""
+  import timm as library
+
+  known = library.get_pretrained_cfg(config['architecture'])
+  has_fixed_size = image_size is not None and getattr(known, 'fixed_input_size', False)
+  resized = {'img_size': image_size} if has_fixed_size else {}
+  module = library.create_model(f'local-dir:{folder}', pretrained=True, **resized)
+  if not (has_head := module.num_classes > 0):
+    module.reset_classifier(1)
+  classifier = module.get_classifier()
+  (head,) = (name for name, part in module.named_modules() if part is classifier)
+  facts = module.pretrained_cfg
+  arguments = {**(config.get('model_args') or {}), **resized}
+  metadata = timm.read_images(facts, arguments.get('img_size'))
+  metadata['classes'] = facts.get('label_names') or config.get('label_names')
+  return module, head, has_head, {}, metadata
+
+
+def _build_transformers(
+  folder: str, config: Mapping[str, Any], image_size: int | None
+) -> tuple[torch.nn.Module, str, bool, dict[str, Any], Metadata]:
+  """(module, name of its head, whether that was in the file, options of calls, metadata)."""
+  import transformers
+
+  with _quiet():
+    module, found = transformers.AutoModelForImageClassification.from_pretrained(
+      folder,
+      output_loading_info=True,
+      local_files_only=True,
+      trust_remote_code=False,
+      dtype=torch.float32,
+    )
+  head = 'classifier'
+  missing = {name for name in found['missing_keys'] if not name.startswith(f'{head}.')}
+  if missing:
+    raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+  has_head = not found['missing_keys']
+  preprocessor = read_json(os.path.join(folder, hugging_face.PREPROCESSOR))
+  own = config.get('vision_config', config).get('image_size')
+  metadata = {
+    'image_size': hugging_face.size_of(preprocessor) or own or _PUBLISHED_SIZE,
+    **hugging_face.read_images(preprocessor),
+    'classes': hugging_face.read_classes(config),
+  }
+  options = {}
+  is_resized = own not in (None, image_size or metadata['image_size'])
+  if is_resized and 'interpolate_pos_encoding' in inspect.signature(module.forward).parameters:
+    options['interpolate_pos_encoding'] = True
+  return module, head, has_head, options, metadata
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Where transformers shows no bars, and no table of texts that are not read."""
+  from transformers.utils import logging
+
+  verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+  logging.set_verbosity_error()
+  logging.disable_progress_bar()
+  try:
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
+    if has_bars:
+      logging.enable_progress_bar()
+
+
+def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
+  return flax.traverse_util.unflatten_dict(dict(named), sep='.')
+
+
+def _named(params: Any) -> dict[str, Any]:
+  return flax.traverse_util.flatten_dict(params, sep='.')
