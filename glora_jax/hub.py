@@ -111,10 +111,10 @@ def snapshot(name: str, files: Sequence[str]) -> str:
   tensors, *others = files
   try:
     path = _download(hub, hub_name, tensors)
-  except FileNotFoundError as missing:  # it may be in parts
+  except OSError as missing:  # it may be in parts
     try:
       path = _download(hub, hub_name, f'{tensors}.index.json')
-    except FileNotFoundError:
+    except OSError:
       raise missing from None
   folder = os.path.dirname(path)
   at_commit = hub_name._replace(revision=os.path.basename(folder))  # the branch may move on

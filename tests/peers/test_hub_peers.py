@@ -7,6 +7,7 @@ import re
 import subprocess
 
 import pytest
+import safetensors.numpy
 from places import FIXTURES, program
 from served import serving
 
@@ -16,8 +17,23 @@ FIRST, SECOND = '1' * 40, '2' * 40
 FILES = ('model.safetensors', 'config.json')
 CONTENTS = {name: (FIXTURES / 'hf_vit' / name).read_bytes() for name in FILES}
 PREPROCESSOR = json.dumps({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}).encode()
+TENSORS = safetensors.numpy.load(CONTENTS['model.safetensors'])
+PARTS = {
+  f'model-0000{part}-of-00002.safetensors': sorted(TENSORS)[part - 1 :: 2] for part in (1, 2)
+}
+IN_PARTS = {
+  'config.json': CONTENTS['config.json'],
+  'model.safetensors.index.json': json.dumps(
+    {'weight_map': {name: part for part, names in PARTS.items() for name in names}}
+  ).encode(),
+  **{
+    part: safetensors.numpy.save({name: TENSORS[name] for name in names})
+    for part, names in PARTS.items()
+  },
+}
 HUB = {  # files of each commit, by repository
   'me/vit': {FIRST: CONTENTS, SECOND: {**CONTENTS, 'preprocessor_config.json': PREPROCESSOR}},
+  'me/parts': {FIRST: IN_PARTS},
   'me/old': {FIRST: {'pytorch_model.bin': b'x', 'config.json': b'{}'}},
 }
 BRANCHES = {'main': FIRST, 'refs%2Fpr%2F1': SECOND}
@@ -59,6 +75,7 @@ def test_names_online_and_then_offline(hub):
     'hf:me/vit': [FIRST, 16, 'inception'],
     f'hf:me/vit@{FIRST}': [FIRST, 16, 'inception'],
     'hf:me/vit@refs/pr/1': [SECOND, 16, 'inception'],
+    'hf:me/parts': [FIRST, 16, 'inception'],
   }
   unknown = {
     'hf:me/none': f'{address} has no repository me/none',

@@ -74,6 +74,8 @@ class TorchBackbone(glora_jax.torch.Module):
   def apply(self, variables: Mapping[str, Any], images: jax.Array, *, train: bool = False) -> Any:
     """Logits, or features, of normalized images."""
     del train
+    # Frozen weights may be kept in bfloat16, and PyTorch mixes no types.
+    variables = jax.tree.map(lambda x: x.astype(jnp.float32), variables)
     outputs = super().apply(variables, jnp.moveaxis(images, -1, 1), **self.options)
     return getattr(outputs, 'logits', outputs)
 

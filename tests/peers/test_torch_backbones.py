@@ -1,0 +1,190 @@
+"""Classifiers of timm and transformers as backbones of runs, against both libraries."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+timm = pytest.importorskip('timm', reason='needs the peers extra')
+transformers = pytest.importorskip('transformers', reason='needs the peers extra')
+torch = pytest.importorskip('torch', reason='needs the peers extra')
+pytest.importorskip('torchax', reason='needs the peers extra')
+
+from timm.models import _hub  # noqa: E402
+from tiny_runs import make_config, without_seconds  # noqa: E402
+
+from glora_jax import convert  # noqa: E402
+from glora_jax.vision.models import weights  # noqa: E402
+from glora_jax.vision.models.checkpoint import hub_name  # noqa: E402
+from glora_jax.vision.models.classifier import Classifier  # noqa: E402
+from glora_jax.vision.runs.experiment import run  # noqa: E402
+from glora_jax.vision.runs.workdir import Stopped  # noqa: E402
+
+TIMM = {  # fields that make them small, and the size of images
+  'vit_small_patch14_reg4_dinov2': ({'depth': 1, 'embed_dim': 24, 'num_heads': 2}, 56),
+  'vit_base_patch16_siglip_224': ({'depth': 1, 'embed_dim': 24, 'num_heads': 2}, 64),
+  'vit_small_patch16_dinov3': ({'depth': 1, 'embed_dim': 24, 'num_heads': 2}, 64),
+  'eva02_tiny_patch14_224': ({'depth': 1, 'embed_dim': 24, 'num_heads': 2}, 56),
+  'convnext_tiny': ({'depths': (1, 1, 1, 1), 'dims': (8, 8, 8, 12)}, 224),
+  'convnext_atto': ({'depths': (1, 1, 1, 1), 'dims': (8, 8, 8, 12)}, 224),
+  'swin_tiny_patch4_window7_224': ({'depths': (1, 1), 'num_heads': (2, 2), 'embed_dim': 8}, 224),
+}
+SMALL = {'hidden_size': 24, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'patch_size': 14}
+TEXT = {**SMALL, 'vocab_size': 9, 'bos_token_id': 0, 'eos_token_id': 1, 'intermediate_size': 24}
+SEEING = {**SMALL, 'image_size': 56, 'intermediate_size': 24}
+TRANSFORMERS = {
+  'dinov2_with_registers': transformers.Dinov2WithRegistersConfig(**SMALL, image_size=98),
+  'siglip': transformers.SiglipConfig(vision_config=SEEING, text_config=TEXT),
+  'convnext': transformers.ConvNextConfig(hidden_sizes=[8, 8, 8, 12], depths=[1, 1, 1, 1]),
+  'swin': transformers.SwinConfig(
+    image_size=56, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=7
+  ),
+}
+
+
+def moved(module):
+  """The module with parameters that are not its initial ones."""
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for value in module.parameters():
+      value += 0.1 * torch.randn(value.shape, generator=generator)
+  return module.eval()
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """Makes the checkpoint of a family, once."""
+  made, root = {}, tmp_path_factory.mktemp('families')
+
+  def folder(name):
+    if name not in made:
+      made[name] = path = root / name
+      path.mkdir()
+      if name in TIMM:
+        fields, side = TIMM[name]
+        resized = {'img_size': side} if side < 224 else {}
+        module = timm.create_model(name, num_classes=5, **fields, **resized)
+        _hub.save_for_hf(moved(module), path, safe_serialization=True)
+      else:
+        parts = {'max_shard_size': '10KB'} if name == 'swin' else {}
+        moved(transformers.AutoModel.from_config(TRANSFORMERS[name])).save_pretrained(path, **parts)
+        transformers.ViTImageProcessor(size={'height': 56, 'width': 56}).save_pretrained(path)
+    return str(made[name])
+
+  return folder
+
+
+def logits_of_library(folder, images, library, **options):
+  images = torch.from_numpy(images).permute(0, 3, 1, 2)
+  if library == 'timm':
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(images).detach().numpy()
+  module = transformers.AutoModelForImageClassification.from_pretrained(folder)
+  return module(images, **options).logits.detach().numpy()
+
+
+@pytest.mark.parametrize('name', [*TIMM, *TRANSFORMERS])
+def test_logits_are_the_librarys_before_and_after_saving(name, folders, tmp_path):
+  model, params, metadata = weights.load(folders(name))
+  side = metadata['image_size']
+  images = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+  apply = jax.jit(lambda model, params: model.apply({'params': params}, images), static_argnums=0)
+  if name in TIMM:
+    theirs = logits_of_library(folders(name), images, 'timm')
+    np.testing.assert_allclose(apply(model, params), theirs, atol=1e-5)
+  else:
+    assert model.num_classes == 0
+
+  model, params, metadata = weights.refit(model, params, metadata, num_classes=3)
+  keys = iter(jax.random.split(jax.random.key(1), 1000))
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+  metadata['classes'] = ['a', 'b', 'c']
+  weights.save(tmp_path, model, params, metadata)
+  ours = apply(model, params)
+  theirs = logits_of_library(tmp_path, images, model.library, **model.options)
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  again, _, read = weights.load(tmp_path)
+  assert read == metadata
+  assert again.num_classes == 3
+  features = apply(model.clone(num_classes=0), params)
+  np.testing.assert_allclose(model.logits_of(params, features), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name', ['vit_small_patch14_reg4_dinov2', 'dinov2_with_registers', 'siglip']
+)
+def test_another_size_of_images(name, folders, tmp_path):
+  model, params, metadata = weights.refit(
+    *weights.load(folders(name)), num_classes=2, image_size=112
+  )
+  keys = iter(jax.random.split(jax.random.key(1), 1000))
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+  weights.save(tmp_path, model, params, metadata)
+  images = np.random.default_rng(0).normal(size=(2, 112, 112, 3)).astype(np.float32)
+  theirs = logits_of_library(tmp_path, images, model.library, **model.options)
+  np.testing.assert_allclose(model.apply({'params': params}, images), theirs, atol=1e-5)
+
+
+def test_a_stopped_run_resumes_and_what_it_leaves_is_a_model_of_the_library(
+  folders, tmp_path, capsys
+):
+  config = make_config(folders('siglip'))
+  config.structure, config.presets, config.budget = 'lora:1', None, None
+  config.data.resize = 'crop'
+  whole = run(config, str(tmp_path / 'whole'))
+  calls = iter(range(100))
+  with pytest.raises(Stopped):
+    run(config, str(tmp_path / 'stopped'), stop=lambda: next(calls) == 2)
+  assert without_seconds(run(config, str(tmp_path / 'stopped'))) == without_seconds(whole)
+  assert whole['fold_max_abs_diff'] < 1e-5
+
+  folded = tmp_path / 'whole' / 'folded'
+  classifier = Classifier(str(folded))
+  assert classifier.rule == 'crop'
+  assert len(classifier.classes) == 10
+  module = transformers.AutoModelForImageClassification.from_pretrained(folded)
+  assert module.config.id2label[3] == '3'
+  convert.main([str(folded)])
+  assert 'SiglipForImageClassification' in capsys.readouterr().out
+  convert.main([str(folded), str(tmp_path / 'converted')])
+  ours, theirs = (weights.load(path).params for path in (folded, tmp_path / 'converted'))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize(
+  'values, sentence',
+  [
+    ({'dtype': 'bfloat16'}, "model.dtype='bfloat16' is only for the ViT"),
+    ({'patch_size': 7}, 'patch_size=7 is only for the ViT'),
+  ],
+)
+def test_what_a_module_has_not_is_refused(values, sentence, folders, tmp_path):
+  config = make_config(folders('siglip'))
+  config.structure = 'lora:1'
+  config.model.update(values)
+  with pytest.raises(ValueError, match=sentence):
+    run(config, str(tmp_path / 'run'))
+
+
+def test_what_cannot_be_loaded_run_or_exported_is_a_sentence(folders, tmp_path):
+  folder = tmp_path / 'broken'
+  folder.mkdir()
+  for path in (tmp_path / folders('convnext')).iterdir():
+    (folder / path.name).write_bytes(path.read_bytes())
+  config = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps({**config, 'hidden_sizes': [8, 8, 8, 16]}))
+  with pytest.raises(ValueError, match='transformers cannot load it'):
+    weights.load(folder)
+  (folder / 'config.json').write_text(json.dumps({'model_type': 'dinov3_vit'}))
+  with pytest.raises(ValueError, match='transformers cannot load it'):
+    weights.load(folder)
+  with pytest.raises(SystemExit, match='not exported'):
+    convert.main([folders('siglip'), str(tmp_path / 'model.jax_export')])
+  with pytest.raises(ValueError, match='has no head'):
+    Classifier(folders('siglip'))
+
+
+def test_names_of_timm():
+  assert hub_name('timm:convnext_atto') == 'hf:timm/convnext_atto.d2_in1k'
+  with pytest.raises(ValueError, match=r'near are .*convnext_atto'):
+    hub_name('timm:convnext_ato')
