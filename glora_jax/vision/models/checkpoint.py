@@ -290,9 +290,9 @@ def hub_name(path: Path) -> Path:
   """
   if not (isinstance(path, str) and path.startswith(TIMM_PREFIX)):
     return path
-  name = path.removeprefix(TIMM_PREFIX)
+  name, at, revision = path.removeprefix(TIMM_PREFIX).partition('@')
   if '.' in name:
-    return f'{hub.PREFIX}timm/{name}'
+    return f'{hub.PREFIX}timm/{name}{at}{revision}'
   try:
     import timm
   except ImportError as error:
@@ -305,7 +305,7 @@ def hub_name(path: Path) -> Path:
     others = difflib.get_close_matches(name, timm.list_models(pretrained=True), 3)
     near = f'; near are {", ".join(others)}' if others else ''
     raise UserError(f"timm has no weights for '{printable(name)}'{near}.")
-  return f'{hub.PREFIX}{known.hf_hub_id}'
+  return f'{hub.PREFIX}{known.hf_hub_id}{at}{revision}'
 
 
 def require_no_other(folder: str) -> None:

@@ -28,6 +28,7 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line, require_numbers, write_safetensors
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.presets import Structure
 from glora_jax.method.space import SearchSpace
 from glora_jax.torch_environment import shape_of
 from glora_jax.vision.files import write_json
@@ -95,14 +96,28 @@ class TorchBackbone(glora_jax.torch.Module):
       params = params[name]
     return features @ params['weight'].T + params['bias']
 
-  def adapt(self, sample: jax.ShapeDtypeStruct, *, space: SearchSpace | None = None) -> Adapted:
+  def adapt(
+    self,
+    sample: Any,
+    *,
+    structure: Structure | None = None,
+    space: SearchSpace | None = None,
+  ) -> Adapted:
     """See `glora_jax.adapt`: the linear layers, or the convolutions of a network of these alone."""
     shapes = {name: shape_of(value) for name, value in self.skeleton.named_parameters()}
     heads = f'^{re.escape(self.head.replace(".", "/"))}$'
     modules = self.skeleton.named_modules()
     linear = {name for name, part in modules if isinstance(part, torch.nn.Linear)}
     convs = linear <= {self.head}
-    adapted = adapt_function(self, _nested(shapes), sample, space=space, heads=heads, convs=convs)
+    adapted = adapt_function(
+      self,
+      _nested(shapes),
+      sample,
+      structure=structure,
+      space=space,
+      heads=heads,
+      convs=convs,
+    )
     return dataclasses.replace(adapted, model=self)
 
   def refit(

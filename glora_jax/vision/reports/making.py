@@ -174,6 +174,23 @@ def snippets(workdir: str, result: Mapping[str, Any]) -> list[Any]:
   if 'fold_max_abs_diff' not in result:
     return []
   folded, converted = os.path.join(workdir, 'folded'), os.path.join(workdir, 'timm')
+  library = result['base'].get('library')
+  in_timm = Code(f"""\
+import timm
+
+model = timm.create_model({f'local-dir:{folded if library else converted}'!r}, pretrained=True)""")
+  if library == 'timm':
+    loading = [in_timm]
+  elif library:
+    loading = [
+      Code(f"""\
+import transformers
+
+model = transformers.AutoModelForImageClassification.from_pretrained({folded!r})""")
+    ]
+  else:
+    convert = f'{shlex.quote(folded)} {shlex.quote(converted)} --format timm'
+    loading = [Code(f'python -m glora_jax.convert {convert}'), in_timm]
   blocks = [
     Heading('Predict'),
     Code(f'python -m glora_jax.predict --model {shlex.quote(folded)} photo.jpg'),
@@ -183,13 +200,8 @@ from glora_jax.vision.models.classifier import Classifier
 classifier = Classifier({folded!r})
 for path, probabilities in classifier(['photo.jpg']):
   print(path, classifier.classes[probabilities.argmax()], probabilities.max())"""),
-    Heading('Load in timm'),
-    Code(f"""\
-python -m glora_jax.convert {shlex.quote(folded)} {shlex.quote(converted)} --format timm"""),
-    Code(f"""\
-import timm
-
-model = timm.create_model({f'local-dir:{converted}'!r}, pretrained=True)"""),
+    Heading(f'Load in {library or "timm"}'),
+    *loading,
   ]
   if result['result'] != FINETUNING:
     blocks += [Heading('Apply the adapter'), Code(adapter_code(workdir, result))]
@@ -207,6 +219,7 @@ def adapter_code(workdir: str, result: Mapping[str, Any]) -> str:
   def arguments(*names: str) -> str:
     return ''.join(f', {name}={given[name]!r}' for name in names if given.get(name))
 
+  adapt = 'model.adapt(' if given.get('library') else 'glora_jax.adapt(model, '
   fitted, size = arguments('num_classes', 'patch_size', 'image_size'), given['image_size']
   return f"""\
 import jax.numpy as jnp
@@ -219,6 +232,6 @@ loaded = weights.load(base{arguments('num_heads', 'activation')})
 model, params, metadata = weights.refit(*loaded{fitted})
 images = jnp.zeros((1, {size}, {size}, 3))  # normalized as '{result['normalization']}'
 path = {os.path.join(workdir, 'adapter.safetensors')!r}
-adapted = glora_jax.adapt(model, images, structure=path)
+adapted = {adapt}images, structure=path)
 adapted, variables = glora_jax.load_adapter(path, adapted, params)
 logits = adapted.apply(variables, images)"""

@@ -121,7 +121,9 @@ class ModelSettings(Section):
 
   Attributes:
     weights: 'embedded', a path (also of a run's folder), a URL, 'hf:owner/name[@revision]' on the
-      Hugging Face hub, or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`).
+      Hugging Face hub, 'timm:NAME', or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`). What
+      is no plain ViT runs as the PyTorch module of timm or transformers, in float32 and without
+      `drop_path`, `remat` and `unroll`.
     sha256: checksum of the weights, 64 hexadecimal digits.
     image_size: pixels of a side of an image; None for what the weights were trained with.
     patch_size: pixels of a side of a patch; None for what the weights were trained with.

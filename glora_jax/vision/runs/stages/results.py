@@ -319,6 +319,7 @@ def write_results(
         **{name: getattr(settings.model, name) for name in base},
         'image_size': context.metadata['image_size'],
         'num_classes': task.num_classes,
+        'library': getattr(context.adapted.model, 'library', None),
       },
     }
     spec = candidates.get(SEARCH, candidate).adapted.spec
