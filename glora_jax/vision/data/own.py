@@ -128,7 +128,7 @@ def _task(
         f'{path}: {one} and {other} share the groups {listed(sorted(common))}; move the images of '
         'each into one of the two.'
       )
-  made = divide(path, classes, train.labels, given, train.groups or None)
+  made = divide(path, classes, train.labels, given, train.groups)
   splits = {**given, **{split: Part(train, indices) for split, indices in made.items()}}
   labels = {split: examples.labels for split, examples in splits.items()}
   require_measurable(path, classes, labels)

@@ -7,7 +7,6 @@ train, 10% each to val and test. Groups of images, all those of a patient for in
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -24,58 +23,65 @@ SHARE = 0.1  # of the images, for each of val and test that is made
 SEED = 0  # of the split
 
 
-def split_indices(
-  labels: np.ndarray, shares: Sequence[float], seed: int, groups: Sequence[Any] | None = None
-) -> list[np.ndarray]:
-  """Splits indices at random, stratified: every part has its share of every class.
-
-  Groups of examples stay whole. Those of a class are cut into parts from the largest to the
-  smallest, so that the parts come near to their shares.
+def assign(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
+  """Assigns examples to parts at random, stratified: a tenth of every class to all but the first.
 
   Args:
     labels: the class of every example, int [n].
-    shares: the share of each part, summing to at most 1; the last part takes what rounding leaves
-      if they sum to 1.
+    number: number of parts; a class with as many examples is in all of them.
     seed: decides which example goes to which part.
-    groups: the group of every example; None if each is alone. A group counts for the class of its
-      first example.
 
   Returns:
-    Ascending indices for each part, int64; every class that has as many groups as there are parts
-    is in all of them.
+    The part of every example, int [n].
 
   Example:
-    >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    >>> train, test = split_indices(labels, shares=(0.75, 0.25), seed=0)
-    >>> labels[train].tolist(), labels[test].tolist()
-    ([0, 0, 0, 1, 1, 1], [0, 1])
-    >>> groups = ['ann', 'ann', 'bob', 'bob', 'bob', 'cid', 'dan', 'eve']
-    >>> train, test = split_indices(labels, shares=(0.75, 0.25), seed=0, groups=groups)
-    >>> train.tolist(), test.tolist()
-    ([2, 3, 4, 5, 7], [0, 1, 6])
+    >>> assign(np.array([0, 0, 0, 0, 1, 1, 1, 1]), number=2, seed=0).tolist()
+    [0, 0, 0, 1, 0, 0, 1, 0]
   """
-  rng = np.random.default_rng(seed)
-  number = len(shares)
-  _, firsts, numbers, sizes = np.unique(
-    range(len(labels)) if groups is None else groups,
-    return_index=True,
-    return_inverse=True,
-    return_counts=True,
-  )
-  parts = [[] for _ in shares]
-  for label in np.unique(labels):
-    members = rng.permutation(np.flatnonzero(labels[firsts] == label))
-    members = members[np.argsort(-sizes[members], kind='stable')]
-    upto = np.cumsum(sizes[members])
-    ends = np.searchsorted(
-      upto - sizes[members] / 2, np.cumsum(shares) * sizes[members].sum(), 'right'
-    )
-    if len(members) >= number:  # every part has one at least
-      ends = np.maximum(ends, np.arange(1, number + 1))
-      ends = np.minimum(ends, len(members) - np.arange(number - 1, -1, -1))
-    for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
-      part.append(members[start:end])
-  return [np.flatnonzero(np.isin(numbers, np.concatenate(part))) for part in parts]
+  order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
+  counts, in_order = np.bincount(labels), labels[order]
+  rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[in_order]  # within the class
+  tenth = np.maximum(np.round(SHARE * counts), 1)[in_order]
+  parts = np.zeros(len(labels), int)
+  parts[order] = np.minimum(rank // tenth + 1, number) % number
+  return parts
+
+
+def assign_groups(labels: np.ndarray, groups: Sequence[str], number: int, seed: int) -> np.ndarray:
+  """Assigns whole groups of examples to parts, so that these have nearly their shares of classes.
+
+  From the largest to the smallest, a group goes to the part that lacks most of its classes. But the
+  last groups of a class go to the parts that have no example of it.
+
+  Args:
+    labels: the class of every example, int [n]; each class occurs.
+    groups: the group of every example.
+    number: see `assign`.
+    seed: decides which of equally large groups goes to which part.
+
+  Returns:
+    The part of every example, int [n].
+
+  Example:
+    >>> groups = ['ann', 'ann', 'bob', 'bob', 'cid', 'cid']
+    >>> assign_groups(np.array([0, 1, 0, 1, 0, 1]), groups, number=2, seed=0).tolist()
+    [1, 1, 0, 0, 0, 0]
+  """
+  names, numbers = np.unique(groups, return_inverse=True)
+  counts = np.zeros((len(names), labels.max() + 1), int)
+  np.add.at(counts, (numbers, labels), 1)
+  total, left = counts.sum(0), (counts > 0).sum(0)  # examples and groups of each class
+  lack = np.outer([1 - SHARE * (number - 1), *[SHARE] * (number - 1)], total)  # of each part
+  is_empty = np.ones_like(lack, bool)
+  parts = np.zeros(len(names), int)
+  for group in np.lexsort((np.random.default_rng(seed).random(len(names)), -counts.sum(1))):
+    count = counts[group]
+    needed = (is_empty & (left <= is_empty.sum(0))) @ count
+    parts[group] = part = np.lexsort((lack / total**2 @ count, needed))[-1]
+    lack[part] -= count
+    left -= count > 0
+    is_empty[part] &= count == 0
+  return parts[numbers]
 
 
 def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0) -> Part:
@@ -126,7 +132,7 @@ def divide(
   classes: Sequence[str],
   labels: np.ndarray,
   given: Collection[str],
-  groups: Sequence[str] | None = None,
+  groups: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
   """The indices of 'train' that are left for it, and those of the splits that are lacking.
 
@@ -135,7 +141,7 @@ def divide(
     classes: names of the classes.
     labels: the class of every example of 'train'.
     given: names of the splits that there are.
-    groups: the group of every example; None if each is alone.
+    groups: the group of every example; none if each is alone.
 
   Returns:
     Indices by split; none if no split is lacking.
@@ -153,8 +159,11 @@ def divide(
       f'{origin}: every class needs at least {len(into)} images to be split into '
       f'{", ".join(into)}; too few in {listed(rare)}.'
     )
-  shares = (1 - SHARE * (len(into) - 1), *[SHARE] * (len(into) - 1))
-  return dict(zip(into, split_indices(labels, shares, SEED, groups), strict=True))
+  if groups:
+    parts = assign_groups(labels, groups, len(into), SEED)
+  else:
+    parts = assign(labels, len(into), SEED)
+  return {split: np.flatnonzero(parts == part) for part, split in enumerate(into)}
 
 
 def note_on(made: Sequence[str]) -> str:

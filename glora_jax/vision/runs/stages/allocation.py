@@ -272,7 +272,8 @@ def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocatio
   """An allocation from shifted training images, with a head that tells the shifts apart.
 
   Which layers pay off depends mostly on the backbone. Any images can be asked which way they were
-  shifted, and the gradient of that is clear when a hard task's gradient is noise.
+  shifted, and the gradient of that is clear when a hard task's gradient is noise. All shifts are
+  equally frequent, so their head is trained without `data.balance`.
 
   Args:
     context: the context.

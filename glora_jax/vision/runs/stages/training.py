@@ -183,9 +183,8 @@ def train(context: Context, training: Training) -> Model:
   learner, recipe = training.learner, training.recipe
   trainable, frozen = learner.split(training.start)
   images, labels = context.images.split(training.split)
-  labels = np.asarray(labels)
   per_epoch = recipe.steps_per_epoch(len(labels))
-  draw = functools.partial(draw_classes, labels, per_epoch * recipe.batch_size)
+  draw = functools.partial(draw_classes, np.asarray(labels), per_epoch * recipe.batch_size)
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)
   is_measured = learner.genome is not None and not is_head and training.split == 'train'
