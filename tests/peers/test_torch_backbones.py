@@ -173,10 +173,10 @@ def test_what_cannot_be_loaded_run_or_exported_is_a_sentence(folders, tmp_path):
     (folder / path.name).write_bytes(path.read_bytes())
   config = json.loads((folder / 'config.json').read_text())
   (folder / 'config.json').write_text(json.dumps({**config, 'hidden_sizes': [8, 8, 8, 16]}))
-  with pytest.raises(ValueError, match='transformers cannot load it'):
+  with pytest.raises(ValueError, match='transformers cannot load and run it'):
     weights.load(folder)
   (folder / 'config.json').write_text(json.dumps({'model_type': 'dinov3_vit'}))
-  with pytest.raises(ValueError, match='transformers cannot load it'):
+  with pytest.raises(ValueError, match='transformers cannot load and run it'):
     weights.load(folder)
   with pytest.raises(SystemExit, match='not exported'):
     convert.main([folders('siglip'), str(tmp_path / 'model.jax_export')])
@@ -186,5 +186,5 @@ def test_what_cannot_be_loaded_run_or_exported_is_a_sentence(folders, tmp_path):
 
 def test_names_of_timm():
   assert hub_name('timm:convnext_atto') == 'hf:timm/convnext_atto.d2_in1k'
-  with pytest.raises(ValueError, match=r'near are .*convnext_atto'):
+  with pytest.raises(ValueError, match='has no weights'):
     hub_name('timm:convnext_ato')

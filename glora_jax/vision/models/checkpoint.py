@@ -6,7 +6,6 @@ models.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import zipfile
@@ -302,9 +301,9 @@ def hub_name(path: Path) -> Path:
     ) from error
   known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
   if known is None or not known.hf_hub_id:
-    others = difflib.get_close_matches(name, timm.list_models(pretrained=True), 3)
-    near = f'; near are {", ".join(others)}' if others else ''
-    raise UserError(f"timm has no weights for '{printable(name)}'{near}.")
+    raise UserError(
+      f"timm has no weights for '{printable(name)}'; see timm.list_pretrained()."
+    )
   return f'{hub.PREFIX}{known.hf_hub_id}{at}{revision}'
 
 

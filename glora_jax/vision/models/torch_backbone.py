@@ -142,12 +142,12 @@ class TorchBackbone(glora_jax.torch.Module):
     if num_classes is None:
       return model, params, metadata
     metadata.pop('classes', None)
-    model = model.clone(num_classes=num_classes)
-    shapes = dict(model.skeleton.named_parameters())
-    named = {name: value for name, value in _named(params).items() if name in shapes}
-    for name in (f'{model.head}.weight', f'{model.head}.bias') if num_classes else ():
-      named[name] = np.zeros(shapes[name].shape, np.float32)
-    return model, _nested(named), metadata
+    model, named = model.clone(num_classes=num_classes), _named(params)
+    fitted = {
+      name: np.zeros(value.shape, np.float32) if name.startswith(f'{self.head}.') else named[name]
+      for name, value in model.skeleton.named_parameters()
+    }
+    return model, _nested(fitted), metadata
 
   def save(self, folder: str, params: Any, metadata: Mapping[str, Any]) -> None:
     """Writes a folder that the library loads; `config.json` has our metadata, too.
@@ -216,31 +216,22 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
   build = _build_timm if library == 'timm' else _build_transformers
   try:
     module, head, has_head, options, metadata = build(folder, config, image_size)
+    linear = module.get_submodule(head)
+    if not isinstance(linear, torch.nn.Linear) or linear.bias is None:
+      raise ValueError(f'its head is a {type(linear).__name__}, and no linear layer with a bias')
+    model = TorchBackbone(module.eval(), folder, config, head, options)
+    arrays = {name: value.detach().numpy() for name, value in module.named_parameters()}
+    metadata |= config.get(OURS, {})
+    if image_size is not None:
+      metadata['image_size'] = image_size
+    images = jax.ShapeDtypeStruct((1, *sides(metadata['image_size']), 3), np.float32)
+    jax.eval_shape(model.apply, {'params': _nested(arrays)}, images)
   except ImportError:
     raise
-  except Exception as error:  # both libraries have many
-    raise UserError(f'{folder}: {library} cannot load it ({first_line(error)}).') from error
-  linear = module.get_submodule(head)
-  if not isinstance(linear, torch.nn.Linear) or linear.bias is None:
-    raise UserError(
-      f'{folder}: its head is a {type(linear).__name__}; only a linear layer with a bias is '
-      'supported.'
-    )
-  model = TorchBackbone(module.eval(), folder, config, head, options)
-  arrays = {name: value.detach().numpy() for name, value in module.named_parameters()}
+  except Exception as error:  # of the libraries, and of modules
+    raise UserError(f'{folder}: {library} cannot load and run it ({first_line(error)}).') from error
   require_numbers(folder, arrays)
-  metadata = {**metadata, **config.get(OURS, {})}
-  if image_size is not None:
-    metadata['image_size'] = image_size
   check_facts(metadata)
-  images = jax.ShapeDtypeStruct((1, *sides(metadata['image_size']), 3), np.float32)
-  try:
-    jax.eval_shape(model.apply, {'params': _nested(arrays)}, images)
-  except Exception as error:  # modules have their own
-    raise UserError(
-      f'{folder}: {model.__name__} cannot be run on images {list(images.shape)} '
-      f'({first_line(error)}).'
-    ) from error
   if not has_head:
     return model.refit(_nested(arrays), metadata, num_classes=0)
   if len(metadata.get('classes') or ()) != model.num_classes:
