@@ -21,6 +21,7 @@ from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.data.task import Part, Source, Task
 from glora_jax.vision.files import require_free
 from glora_jax.vision.models import fetch
+from glora_jax.vision.models.checkpoint import hub_name
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import image_size_here
 from glora_jax.vision.runs.config import check_config
@@ -45,9 +46,10 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
 
   Raises:
     FileNotFoundError: the weights are a path where nothing is.
+    ValueError: they are a name that timm does not know.
   """
   settings = check_config(config)
-  weights = settings.model.weights
+  weights = str(hub_name(settings.model.weights))
   if ':' not in weights and weights not in fetch.SHORTCUTS:  # neither an address nor on a hub
     fetch.fetch(weights)
   if state := dict(_weights()).get(weights):
