@@ -301,9 +301,7 @@ def hub_name(path: Path) -> Path:
     ) from error
   known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
   if known is None or not known.hf_hub_id:
-    raise UserError(
-      f"timm has no weights for '{printable(name)}'; see timm.list_pretrained()."
-    )
+    raise UserError(f"timm has no weights for '{printable(name)}'; see timm.list_pretrained().")
   return f'{hub.PREFIX}{known.hf_hub_id}{at}{revision}'
 
 
