@@ -54,6 +54,7 @@ except MissingPackageError as error:
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 # What imports JAX is imported by functions, so that a wrong command line is reported at once.
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def command() -> None:
 def _main_with_flags(argv: Sequence[str]) -> None:
   del argv
   _configure_logging()
-  with reported(debug=DEBUG.value):
+  with reported(debug=DEBUG.value), logging_redirect_tqdm():  # or lines would end in a bar
     main(CONFIG.value)
 
 

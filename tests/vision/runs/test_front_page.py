@@ -58,6 +58,18 @@ def test_the_first_pages_of_the_command_load_no_jax():
     assert 'jax' not in page.splitlines()[-1].split()
 
 
+def test_a_line_of_the_log_does_not_end_in_a_progress_bar():
+  code = (
+    'import glora_jax.main as main, tqdm\n'
+    'def job(config):\n  with tqdm.tqdm(total=2):\n'
+    '    main.logging.getLogger("glora_jax").info("said")\n'
+    'main.main = job\nmain.flags.FLAGS(["main"])\nmain._main_with_flags([])'
+  )
+  words = [sys.executable, '-c', code]
+  result = subprocess.run(words, check=True, capture_output=True, text=True)
+  assert '\nsaid\n' in result.stderr
+
+
 def test_runs_load_no_library_that_only_some_of_them_need():
   modules = loaded_by('import glora_jax.vision.runs.job').split()
   assert 'glora_jax.vision.data.tasks.digits' in modules
