@@ -85,7 +85,9 @@ def tell_result(result: Mapping[str, Any]) -> str:
   if len(structures) == 1:
     return ''
   why = Markup('was chosen by <code>report.result</code>')
-  if result['result'] in (result['structure'], 'file'):
+  if len(among := result['chosen_from']) > 1:
+    why = f'is the best of {", ".join(among)} on the validation images'
+  elif result['result'] in (result['structure'], 'file'):
     why = f'is the {"searched" if SEARCH in structures else "requested"} structure'
   return Markup('The result {}: <code>{}</code>.').format(why, chosen['label'])
 

@@ -33,6 +33,7 @@ RESULT = {  # of a run, but for its structures
   'structure': 'search',
   'train_on': 'train',
   'result': 'search',
+  'chosen_from': [],
   'finetuned': True,
   'evaluations': 4,
   'hypervolume': [0.5, 0.6],

@@ -26,7 +26,8 @@ def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
   structures = result['structures']
   for fields, sentence in (
     ({}, 'is the searched structure:'),
-    ({'result': 'lora'}, 'report.result'),
+    ({'result': 'lora', 'chosen_from': ['lora']}, 'report.result'),
+    ({'chosen_from': ['search', 'lora']}, 'is the best of search, lora on the validation images'),
   ):
     assert sentence in accuracy.tell_result({**result, **fields})
   assert not accuracy.tell_result({**result, 'structures': {'search': structures['search']}})

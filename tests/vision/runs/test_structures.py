@@ -39,7 +39,7 @@ from glora_jax.vision.runs.workdir import Stopped
 @pytest.fixture(scope='module')
 def config(run_config):
   """The config of a run that reads its structure off a gradient."""
-  config = changed(run_config, structure='gradient', presets=())
+  config = changed(run_config, structure='gradient', presets=(), report__metric='balanced')
   config.allocation.update(head_epochs=1, prior=None)
   config.training.update(epochs=5, warmup_epochs=1, batch_size=32, learning_rate=1e-2)
   return config
@@ -87,6 +87,8 @@ def test_the_result_has_all_keys_and_the_structure_that_was_written_before_train
   assert described['genome'] == result['structures']['gradient']['genome']
   forms = {layer[tensor] for layer in described['layers'] for tensor in 'CD'}
   assert forms <= {'none', 'vector'}
+  for row in result['structures'].values():  # digits are nearly equally frequent
+    assert 0 < abs(row['val_balanced_accuracy'] - row['val_accuracy']) < 0.05
 
 
 def test_what_head_and_gradient_cost_the_training_has_less(gradient_run, config):

@@ -224,6 +224,7 @@ class Result(TypedDict):
   structure: str
   train_on: str
   result: str
+  chosen_from: list[str]  # see `report.result`
   structures: dict[str, _Structure]
   finetuned: bool | None
   evaluations: int | None
@@ -278,6 +279,7 @@ def write_results(
     'structure': settings.structure,
     'train_on': settings.final_split,
     'result': listed.result,
+    'chosen_from': list(settings.report.result),
     'structures': {name: _describe(context, listed, name, needs[name]) for name in listed.rows},
     **searched,
     **tested,
