@@ -39,7 +39,7 @@ from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.settings import GRADIENT, TRANSFER, RunSettings
 from glora_jax.vision.runs.stage import Stage
-from glora_jax.vision.runs.stages.training import HeadOnFeatures, Training, mix_of, train
+from glora_jax.vision.runs.stages.training import HeadOnFeatures, mix_of, train
 
 _HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
 ALLOCATION = 'allocation.safetensors'
@@ -102,9 +102,8 @@ def _train_head(context: Context) -> Model:
   The body sees the images as the gradient does: as they are stored, and whole.
   """
   place, recipe = context.place(GRADIENT), head_recipe(context.settings)
-  learner, key = HeadOnFeatures.of(place.adapted), context.key(Stream.HEAD)
-  training = Training('head', learner, recipe, context.train_split, place.variables, key)
-  params = train(context, training).variables['params']
+  head, key = place._replace(adapted=HeadOnFeatures.of(place.adapted)), context.key(Stream.HEAD)
+  params = train(context, 'head', head, recipe, context.train_split, key).variables['params']
   return Model(place.adapted, {**place.variables, 'params': params})
 
 

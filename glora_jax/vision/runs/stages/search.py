@@ -22,7 +22,7 @@ from glora_jax.vision.runs.context import Context, train_split_of
 from glora_jax.vision.runs.evaluation import score
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage
-from glora_jax.vision.runs.stages.training import MEASURED, TRAINING, Training, train
+from glora_jax.vision.runs.stages.training import MEASURED, TRAINING, train
 from glora_jax.vision.runs.workdir import Stopped
 
 log = logging.getLogger(__name__)
@@ -61,15 +61,9 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
 
 def _train_supernet(context: Context) -> Any:
   """The variables of the trained supernet."""
-  training = Training(
-    'supernet',
-    context.adapted,
-    context.settings.training,
-    context.train_split,
-    context.variables,
-    context.key(Stream.SUPERNET),
-  )
-  return train(context, training).variables
+  supernet = Model(context.adapted, context.variables)
+  recipe, key = context.settings.training, context.key(Stream.SUPERNET)
+  return train(context, 'supernet', supernet, recipe, context.train_split, key).variables
 
 
 def _search(context: Context, supernet: Any) -> None:
@@ -110,10 +104,9 @@ def _read(context: Context, supernet: Any) -> Archive:
 
 def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:
   """The best structure, finetuned from the supernet's weights."""
-  learner = context.adapted.fix(archive.best(context.settings.search.fitness))
   settings, key = context.settings, context.key(Stream.FINETUNE)
-  recipe, split = settings.finetuning, settings.final_split
-  return train(context, Training('finetune', learner, recipe, split, supernet, key))
+  best = Model(context.adapted.fix(archive.best(settings.search.fitness)), supernet)
+  return train(context, 'finetune', best, settings.finetuning, settings.final_split, key)
 
 
 def read_archive(path: str, spec: Spec) -> Archive:

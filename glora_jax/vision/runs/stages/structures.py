@@ -40,7 +40,7 @@ from glora_jax.vision.runs.stages.allocation import (
   choose_within,
   stages_of_gradient,
 )
-from glora_jax.vision.runs.stages.training import MEASURED, FullFineTuning, Training, train
+from glora_jax.vision.runs.stages.training import MEASURED, FullFineTuning, train
 from glora_jax.vision.structure_names import file_name
 
 log = logging.getLogger(__name__)
@@ -144,8 +144,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     if name == GRADIENT and structure.allocation is not None:
       recipe = context.settings.allocation.shortened(recipe, structure.allocation.borrowed > 0)
     key = context.key(Stream.TRAINING if is_given else Stream.BASELINE)
-    training = Training(folder, structure.adapted, recipe, split, structure.variables, key)
-    return train(context, training)
+    return train(context, folder, structure, recipe, split, key)
 
   return Stage(
     folder,

@@ -118,27 +118,6 @@ class FullFineTuning(WithoutAdapter):
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Training:
-  """What to train, and how.
-
-  Attributes:
-    name: folder of the training states in the workdir, and the name in `metrics.jsonl`.
-    learner: the model to train; without a fixed structure it is a supernet.
-    recipe: how to train.
-    split: split to train on.
-    start: variables to start from.
-    key: random key.
-  """
-
-  name: str
-  learner: Adapted
-  recipe: Recipe
-  split: str
-  start: Any
-  key: jax.Array
-
-
 class Best(NamedTuple):
   """The best on the validation images so far.
 
@@ -163,7 +142,9 @@ class Best(NamedTuple):
     return jax.tree.map(lambda old, new: jnp.where(is_better, new, old), self, other)
 
 
-def train(context: Context, training: Training) -> Model:
+def train(
+  context: Context, name: str, start: Model, recipe: Recipe, split: str, key: jax.Array
+) -> Model:
   """Trains, or resumes from the newest saved state.
 
   A fixed structure that is trained on the training images is measured on the validation images
@@ -171,7 +152,11 @@ def train(context: Context, training: Training) -> Model:
 
   Args:
     context: the context.
-    training: what to train, and how.
+    name: folder of the training states in the workdir, and the name in `metrics.jsonl`.
+    start: the model to train; without a fixed structure it is a supernet.
+    recipe: how to train.
+    split: split to train on.
+    key: random key.
 
   Returns:
     The trained model.
@@ -180,30 +165,33 @@ def train(context: Context, training: Training) -> Model:
     NonFiniteLossError: the training diverged; its last good state is saved.
     Stopped: the job was asked to stop; the newest state is saved.
   """
-  learner, recipe = training.learner, training.recipe
-  trainable, frozen = learner.split(training.start)
-  images, labels = context.images.split(training.split)
+  learner = start.adapted
+  trainable, frozen = learner.split(start.variables)
+  images, labels = context.images.split(split)
   per_epoch = recipe.steps_per_epoch(len(labels))
   draw = functools.partial(draw_classes, np.asarray(labels), per_epoch * recipe.batch_size)
   last = recipe.epochs * per_epoch
   is_head = isinstance(learner, HeadOnFeatures)
-  is_measured = learner.genome is not None and not is_head and training.split == 'train'
+  is_measured = learner.genome is not None and not is_head and split == 'train'
   interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch if is_measured else None
-  with TrainingCheckpoints(context.path(training.name)) as checkpoints:
+  arrays = meshes.replicate(context.mesh, (trainable, recipe.optimizer(per_epoch).init(trainable)))
+  with TrainingCheckpoints(context.path(name)) as checkpoints:
     bookkeeper = Bookkeeper(
       context=context,
-      training=training,
+      name=name,
+      learner=learner,
       frozen=frozen,
       checkpoints=checkpoints,
       last=last,
       steps_per_epoch=per_epoch,
       interval=interval,
     )
-    state = bookkeeper.restore(_initial_state(context, training, trainable, per_epoch))
+    state = bookkeeper.restore(TrainState(*arrays, 0))
     if is_head and bookkeeper.saved < last:
       size = recipe.batch_size // recipe.accumulate
-      start, preprocess = training.start, context.preprocess
-      images = learner.features(start, preprocess, images, labels, size, context.mesh)
+      images = learner.features(
+        start.variables, context.preprocess, images, labels, size, context.mesh
+      )
     try:
       state = loop.minimize(
         loss_of(context, learner, labels),
@@ -211,17 +199,17 @@ def train(context: Context, training: Training) -> Model:
         frozen,
         images if isinstance(images, Stream) else (images, labels),
         recipe,
-        training.key,
+        key,
         state=state,
         steps_per_dispatch=per_epoch if is_head else equal_parts(interval or last),
         on_dispatch=bookkeeper,
-        title=training.name,
+        title=name,
         mesh=context.mesh,
         draw=draw if context.settings.data.balance == 'sample' else None,
       )
     except NonFiniteLossError as error:
       bookkeeper.save(error.state)
-      log.warning('The state before that step is kept in %s.', context.path(training.name))
+      log.warning('The state before that step is kept in %s.', context.path(name))
       raise
     if state.step > bookkeeper.saved:
       bookkeeper.save(state)
@@ -293,24 +281,14 @@ def mix_of(
   return mix if alpha or smoothing or is_weighed else None
 
 
-def _initial_state(
-  context: Context, training: Training, trainable: Any, per_epoch: int
-) -> TrainState:
-  """The state before the first step, which also places a restored state."""
-  state = loop.initial_state(trainable, training.recipe.optimizer(per_epoch))
-  if context.mesh is None:
-    return state
-  trainable, opt_state = meshes.replicate(context.mesh, (state.trainable, state.opt_state))
-  return TrainState(trainable, opt_state, 0)
-
-
 @dataclasses.dataclass
 class Bookkeeper:
   """Called after every dispatch: writes metrics, measures, saves states, ends the job on request.
 
   Attributes:
     context: the context.
-    training: the current training.
+    name: that of the training, see `train`.
+    learner: the model that is trained.
     frozen: its frozen arrays.
     checkpoints: where its states are saved.
     last: its number of steps.
@@ -322,7 +300,8 @@ class Bookkeeper:
   """
 
   context: Context
-  training: Training
+  name: str
+  learner: Adapted
   frozen: Any
   checkpoints: TrainingCheckpoints
   last: int
@@ -334,7 +313,7 @@ class Bookkeeper:
 
   def restore(self, start: TrainState) -> TrainState | None:
     """The newest saved state, shaped as the first one; None if there is none."""
-    settings, name = self.context.settings, self.training.name
+    settings, name = self.context.settings, self.name
     if self.interval is not None:
       kept = start.trainable if settings.training.keep == 'best' else None
       worst = map(jnp.float32, (-1, jnp.inf, 0))
@@ -385,7 +364,7 @@ class Bookkeeper:
     if stop or step >= due:
       self.save(state)
     if stop:
-      raise Stopped(f'{self.training.name} at step {step}', self.context.workdir)
+      raise Stopped(f'{self.name} at step {step}', self.context.workdir)
 
   def _measure(self, state: TrainState, epoch: float) -> dict[str, float]:
     """Measures on the validation images, and keeps the best."""
@@ -397,7 +376,7 @@ class Bookkeeper:
     return found
 
   def _model(self, trainable: Any) -> Model:
-    return Model(self.training.learner, self.training.learner.join(trainable, self.frozen))
+    return Model(self.learner, self.learner.join(trainable, self.frozen))
 
   def choose(self, state: TrainState) -> Model:
     """The trained model: the best, or the newest."""
@@ -414,7 +393,7 @@ class Bookkeeper:
       log.warning(
         '%s learned almost nothing. %s Lower the learning rate, bound the gradients '
         '(max_grad_norm=1), train for more epochs, or balance uneven classes (data.balance).',
-        self.training.name,
+        self.name,
         told,
       )
 
