@@ -6,6 +6,7 @@ None of them changes a result.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -42,6 +43,7 @@ class Line(TypedDict):
 METRICS = 'metrics.jsonl'
 
 
+@dataclasses.dataclass
 class Metrics:
   """Appends lines to `metrics.jsonl`: that of a stage's folder, and that of all stages so far.
 
@@ -49,37 +51,30 @@ class Metrics:
   kind and format. Lines hold nothing that varies between equal runs, so no times; those are in
   TensorBoard's events and on the progress bar.
 
-  Args:
+  Attributes:
     workdir: folder of the job.
     stage: name of the stage that the lines are about.
     folder: its folder, which is only read if the stage is complete.
     step: step that the stage resumes from.
     before: folders of the stages before it, whose lines come first.
-    board: folder for the same values as TensorBoard events, with a folder for each stage; None
-      writes none.
+    board: folder for the same values as TensorBoard events; None writes none.
     call: the config's `watch.call`, which gets each line of this stage from `step` on.
   """
 
-  def __init__(
-    self,
-    workdir: Path,
-    stage: str,
-    folder: str,
-    step: int,
-    before: Iterable[str] = (),
-    board: str | None = None,
-    call: str | None = None,
-  ):
-    own, of_job = self.paths = os.path.join(folder, METRICS), os.path.join(workdir, METRICS)
-    self.workdir = workdir
-    self.stage = stage
-    self.step = step
-    self.call = call
-    self.board = board and os.path.join(board, stage)
+  workdir: Path
+  stage: str
+  folder: Path
+  step: int
+  before: Iterable[Path]
+  board: str | None = None
+  call: str | None = None
+
+  def __post_init__(self):
     if meshes.primary():
-      lines = [line for line in _lines_of(folder) if line['step'] <= step]
-      _write_lines(own, lines)
-      _write_lines(of_job, [*(line for each in before for line in _lines_of(each)), *lines])
+      lines = [line for line in _lines_of(self.folder) if line['step'] <= self.step]
+      _write_lines(self.folder, lines)
+      earlier = [line for folder in self.before for line in _lines_of(folder)]
+      _write_lines(self.workdir, earlier + lines)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
@@ -89,7 +84,8 @@ class Metrics:
     if not meshes.primary():
       return
     line = {'stage': self.stage, 'step': step, **values}
-    for path in self.paths:
+    for folder in (self.folder, self.workdir):
+      path = os.path.join(folder, METRICS)
       with writing(path), open(path, 'a', encoding='utf-8') as file:
         file.write(json.dumps(with_nulls(line)) + '\n')
     if self.board:
@@ -141,19 +137,20 @@ def function_of_user(name: str) -> Iterator[Callable[[Path, dict[str, Any]], Any
     ) from error
 
 
-def _write_lines(path: str, lines: Iterable[Line]) -> None:
-  """Writes a file of lines, unless it has exactly these."""
+def _write_lines(folder: Path, lines: Iterable[Line]) -> None:
+  """Writes the file of lines in a folder, unless it has exactly these."""
+  path = pathlib.Path(folder, METRICS)
   objects = [{STAMP: stamp_of('metrics')}, *map(with_nulls, lines)]
   text = ''.join(json.dumps(each) + '\n' for each in objects)
   with writing(path):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-  if os.path.exists(path) and pathlib.Path(path).read_bytes() == text.encode():
+    os.makedirs(folder, exist_ok=True)
+  if path.exists() and path.read_bytes() == text.encode():
     return
   with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
     file.write(text)
 
 
-def _lines_of(folder: str) -> list[Line]:
+def _lines_of(folder: Path) -> list[Line]:
   """The lines in the folder of a stage; none if it writes no metrics."""
   path = os.path.join(folder, METRICS)
   return read_lines(path, 'metrics', Line) if os.path.exists(path) else []

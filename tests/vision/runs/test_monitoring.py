@@ -17,8 +17,8 @@ from glora_jax.vision.runs.config import check_config, default_config
 
 def metrics_of(workdir, stage, step=0, before=(), board=None):
   """The metrics of a stage in a folder of the workdir."""
-  folders = [str(workdir / each) for each in before]
-  return monitoring.Metrics(workdir, stage, str(workdir / stage), step, folders, board)
+  folders = [workdir / each for each in before]
+  return monitoring.Metrics(workdir, stage, workdir / stage, step, folders, board)
 
 
 def test_metrics_drop_cut_off_lines_and_what_came_after_the_step_that_is_resumed(tmp_path):
@@ -86,7 +86,7 @@ def test_events_of_a_resumed_stage_have_every_step_once_though_the_clock_goes_ba
     for step in range(start + 1, end + 1):
       metrics.write(step, {'loss': slope * step, 'accuracy': 0.5})
   losses = [1, 2, 3, 40, 50, 60]
-  assert shown_events(tmp_path / 'board' / 'training' / 'linear') == [
+  assert shown_events(tmp_path / 'board') == [
     event
     for step, loss in enumerate(losses, 1)
     for event in ((step, 'loss', loss), (step, 'accuracy', 0.5))
@@ -105,7 +105,7 @@ def test_what_is_wrong_with_a_function_of_the_users_is_one_sentence(tmp_path, mo
   for name, wrong in (('fails', 'ZeroDivisionError: division'), ('takes_none', 'TypeError: .* 2 ')):
     config.watch.call = f'of_user:{name}'
     call = check_config(config).watch.call
-    metrics = monitoring.Metrics(tmp_path, name, str(tmp_path / name), 0, call=call)
+    metrics = monitoring.Metrics(tmp_path, name, tmp_path / name, 0, (), call=call)
     with pytest.raises(UserError, match=f"^watch.call='of_user:{name}' fails with {wrong}.*\\.$"):
       metrics.write(1, {'loss': 0.5})
     assert len(read_lines(tmp_path / name / 'metrics.jsonl', 'metrics', monitoring.Line)) == 1

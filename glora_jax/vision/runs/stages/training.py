@@ -174,7 +174,8 @@ def train(
   is_head = isinstance(learner, HeadOnFeatures)
   is_measured = learner.genome is not None and not is_head and split == 'train'
   interval = max(1, math.ceil(recipe.epochs / LOOKS)) * per_epoch if is_measured else None
-  arrays = meshes.replicate(context.mesh, (trainable, recipe.optimizer(per_epoch).init(trainable)))
+  opt_state = recipe.optimizer(per_epoch).init(trainable)
+  first, opt_state = meshes.replicate(context.mesh, (trainable, opt_state))
   with TrainingCheckpoints(context.path(name)) as checkpoints:
     bookkeeper = Bookkeeper(
       context=context,
@@ -186,7 +187,7 @@ def train(
       steps_per_epoch=per_epoch,
       interval=interval,
     )
-    state = bookkeeper.restore(TrainState(*arrays, 0))
+    state = bookkeeper.restore(TrainState(first, opt_state, 0))
     if is_head and bookkeeper.saved < last:
       size = recipe.batch_size // recipe.accumulate
       images = learner.features(
@@ -325,7 +326,7 @@ class Bookkeeper:
         state = state._replace(trainable=trainable)
       self.saved = state.step
       self.looked = self.saved // (self.interval or 1)
-    board = self.context.path('tensorboard') if settings.watch.tensorboard else None
+    board = self.context.path('tensorboard', name) if settings.watch.tensorboard else None
     self.metrics = Metrics(
       self.context.workdir,
       name,
