@@ -13,7 +13,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from glora_jax import mesh as meshes
 from glora_jax.method import sharding
@@ -43,9 +42,9 @@ log = logging.getLogger(__name__)
 _SIDE_OF_PHOTOGRAPHS = 100  # pixels, of the smallest
 _LOOKED_AT = 9  # images, as a folder may have all sizes
 _NOTE = (
-  'The small backbone of the package has only seen gray images of 28 x 28 pixels; for color images '
-  'of this size it suits trials only. For results add weights=dinov2-S/14 to the arguments of the '
-  'config, as in own:FOLDER,weights=dinov2-S/14.'
+  'The small backbone of the package has only seen gray images of 28 x 28 pixels; for photographs '
+  'it suits trials only. For results add weights=dinov2-S/14 to the arguments of the config, as in '
+  'own:FOLDER,weights=dinov2-S/14.'
 )
 
 
@@ -267,12 +266,7 @@ def note_photographs(settings: RunSettings, task: Task) -> Task:
     return task
   examples = task.open('train')
   some = np.linspace(0, len(examples.labels) - 1, _LOOKED_AT, dtype=int)
-  if not any(_is_photograph(examples[n].image()) for n in some):
+  if max(min(examples[n].image().size) for n in some) < _SIDE_OF_PHOTOGRAPHS:
     return task
   log.warning(_NOTE)
   return dataclasses.replace(task, notes=(*task.notes, _NOTE))
-
-
-def _is_photograph(picture: Image.Image) -> bool:
-  pixels = np.asarray(picture)
-  return min(picture.size) >= _SIDE_OF_PHOTOGRAPHS and bool((pixels != pixels[..., :1]).any())
