@@ -35,7 +35,7 @@ from glora_jax.vision.runs.workdir import (
   changes_of,
   claim,
   freeze_test_list,
-  read_task,
+  read_config,
   write_config,
 )
 
@@ -104,12 +104,12 @@ def prepare(
   if meshes.primary():
     if changes:
       pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
-    if any(is_among(change.name, ('task', 'data.')) for change in changes):
+    if any(is_among(name, ('task', 'data.')) for name in changes):
       # Files of other folders may have the names, sizes and times of the recorded ones.
       pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
     write_config(settings, workdir)
   context = make_context(settings, stages, workdir, stop, shared)
-  for change in changes:
+  for change in changes.values():
     log.info('%s.', change)
   if again := stages_to_repeat(context, stages):
     log.warning(
@@ -155,7 +155,7 @@ def _compare_images(settings: RunSettings, workdir: str) -> None:
     return
   if found:
     sentence = f'The images are not those of this run ({found}); for these, use another --workdir.'
-    if read_task(workdir) != canonical(settings.task):
+    if read_config(workdir)['task'] != canonical(settings.task):
       raise ValueError(sentence)
     log.warning(sentence)
 

@@ -103,16 +103,11 @@ def sentence(error: BaseException) -> str:
       f'Another process of this run died ({first_line(text)}); start all of them again with the '
       'same command to resume.'
     )
-  return explain_os(error) if isinstance(error, OSError) else text
-
-
-def explain_os(error: OSError) -> str:
-  """A sentence about what the system refused: the file and the reason, without the number."""
-  if error.strerror is None:
-    return str(error)
-  if error.filename is None:
-    return f'A file or a stream cannot be read or written ({error.strerror}).'
-  return f'{printable(str(error.filename))} cannot be read or written ({error.strerror}).'
+  if not isinstance(error, OSError) or error.strerror is None:
+    return text
+  # What the system refused: the file and the reason, without the number.
+  name = 'A file or a stream' if error.filename is None else printable(str(error.filename))
+  return f'{name} cannot be read or written ({error.strerror}).'
 
 
 def run_program(program: Callable[[], None]) -> None:

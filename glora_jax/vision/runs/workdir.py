@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import filelock
 
@@ -66,27 +66,12 @@ class _TestList(TypedDict):
   structures: dict[str, _Row]
 
 
-class Change(NamedTuple):
-  """A field whose value differs from the one in its workdir.
-
-  Attributes:
-    name: dotted name.
-    old: its value in `config.json`; None if it has none.
-    new: the given value.
-  """
-
-  name: str
-  old: Any
-  new: Any
-
-  def __str__(self):
-    return f'{printable(self.name)} was {shown(self.old)} and is now {shown(self.new)}'
-
-
 def changes_of(
   settings: RunSettings, workdir: Path, fields: Iterable[str], tasks: Sequence[Path] = ()
-) -> tuple[Change, ...]:
+) -> dict[str, str]:
   """The fields that stages read and that differ from the `config.json` of the workdir.
+
+  Each has a sentence with its old and its new value, by its dotted name.
 
   Until the list of what is tested is frozen, fields may be corrected; the stages that read them run
   again. The tasks of a suite may not change.
@@ -102,19 +87,22 @@ def changes_of(
   """
   is_new = not os.path.exists(os.path.join(workdir, 'config.json'))
   if is_new and not is_finished(workdir):  # a result without its config is an error below
-    return ()
-  old, new = read_values(workdir), values_of(settings)
-  changes = tuple(
-    Change(name, old.get(name), new.get(name))
+    return {}
+  old, new = by_name(read_config(workdir)), values_of(settings)
+  changes = {
+    name: f'{printable(name)} was {shown(old.get(name))} and is now {shown(new.get(name))}'
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name) and is_among(name, fields)
-  )
+  }
   was_tested = any(map(has_test_list, (workdir, *tasks)))
   is_suite = any(len(expand(str(values.get('task')))) > 1 for values in (old, new))
-  if refused := [x for x in changes if was_tested or (is_suite and x.name == 'task')]:
+  refused = [
+    change for name, change in changes.items() if was_tested or (is_suite and name == 'task')
+  ]
+  if refused:
     reason = ' Its test images were read.' if was_tested else ''
     raise ValueError(
-      f'The workdir {workdir} belongs to another config: {"; ".join(map(str, refused))}.{reason} '
+      f'The workdir {workdir} belongs to another config: {"; ".join(refused)}.{reason} '
       'Choose another --workdir, or remove this one.'
     )
   return changes
@@ -128,12 +116,12 @@ def write_config(settings: RunSettings, workdir: Path) -> None:
   """
   path = os.path.join(workdir, 'config.json')
   content = as_json(settings)
-  if not os.path.exists(path) or _read(path) != content:
+  if not os.path.exists(path) or read_config(workdir) != content:
     write_json(path, content, 'config')
 
 
-def read_values(workdir: Path) -> dict[str, Any]:
-  """The fields of a workdir's config that can change a result, by dotted name.
+def read_config(workdir: Path) -> dict[str, Any]:
+  """The content of `config.json`, see `as_json`.
 
   Raises:
     OSError: `config.json` is missing or cannot be read.
@@ -142,15 +130,6 @@ def read_values(workdir: Path) -> dict[str, Any]:
   path = os.path.join(workdir, 'config.json')
   if not os.path.exists(path):
     raise FileNotFoundError(f'{path} is missing; {_REMEDY}.')
-  return by_name(_read(path))
-
-
-def read_task(workdir: Path) -> str:
-  """The task in a workdir's config, with its path."""
-  return _read(os.path.join(workdir, 'config.json'))['task']
-
-
-def _read(path: str) -> dict[str, Any]:
   return read_json(path, 'config', dict[str, Any], _REMEDY)
 
 
@@ -180,7 +159,13 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
     require_printable('The path of the workdir', [name])
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise ValueError(f'{printable(folder)} is not a folder; choose another --workdir.')
-  _refuse_strangers(folder, tasks)
+  names = names_in(folder)
+  # JAX may make `compiled` before there is a lock.
+  if LOCK not in names and (others := names.difference(tasks, ['compiled'])):
+    raise ValueError(
+      f'{printable(folder)} is not a workdir of glora_jax and has {printable(min(others))}; choose '
+      'a new or empty folder as --workdir.'
+    )
   written = [pathlib.Path(folder, name) for name in (*WRITTEN, *stages)]
   for path in written:
     if path.is_symlink():
@@ -241,17 +226,6 @@ def is_finished(workdir: Path) -> bool:
 def names_in(folder: Path) -> set[str]:
   """The names in a folder; none if it does not exist."""
   return set(os.listdir(folder)) if os.path.isdir(folder) else set()
-
-
-def _refuse_strangers(folder: Path, tasks: Collection[str]) -> None:
-  """Raises ValueError if a folder is not a workdir and contains more than a suite's runs."""
-  names = names_in(folder)
-  # JAX may make `compiled` before there is a lock.
-  if LOCK not in names and (others := names.difference(tasks, ['compiled'])):
-    raise ValueError(
-      f'{printable(folder)} is not a workdir of glora_jax and has {printable(min(others))}; choose '
-      'a new or empty folder as --workdir.'
-    )
 
 
 def remove_partial_files(folder: Path, written: Iterable[pathlib.Path] = ()) -> None:

@@ -11,8 +11,8 @@ from spoiling import NASTY
 from tiny_runs import all_fields
 
 from glora_jax.vision.runs.config import check_config, default_config
-from glora_jax.vision.runs.fields import values_of
-from glora_jax.vision.runs.workdir import changes_of, read_values, write_config
+from glora_jax.vision.runs.fields import by_name, values_of
+from glora_jax.vision.runs.workdir import changes_of, read_config, write_config
 
 FIELDS = {field.name: field for field in all_fields()}
 DEFAULTS = default_config().to_dict()
@@ -62,5 +62,5 @@ def test_a_config_is_what_it_says_or_is_refused(data):
     if settings is not REFUSED:
       place.work.mkdir()
       write_config(settings, place.work)
-      assert read_values(place.work) == values_of(settings)
+      assert by_name(read_config(place.work)) == values_of(settings)
       assert not changes_of(settings, place.work, values_of(settings))

@@ -40,7 +40,7 @@ def change(workdir, tested=False, tasks=(), **fields):
   settings, fields = check_config(config), fields_of(tiny_runs.stages_of(config))
   changes = changes_of(settings, workdir, fields, tasks)
   write_config(settings, workdir)
-  return {change.name: change.new for change in changes}
+  return changes
 
 
 def test_a_path_of_images_means_the_same_however_and_from_wherever_it_is_given(
@@ -84,7 +84,10 @@ def test_a_run_knows_its_images_wherever_they_are(short, tmp_path, caplog):
 
 def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
   change(tmp_path)
-  assert change(tmp_path, training__epochs=20, seed=7) == {'seed': 7, 'training.epochs': 20}
+  assert change(tmp_path, training__epochs=20, seed=7) == {
+    'seed': 'seed was 42 and is now 7',
+    'training.epochs': 'training.epochs was 500 and is now 20',
+  }
   free = {'watch__profile': 'search', 'mesh__devices': 'one', 'data__dir': 'moved'}
   fields = {'training__epochs': 20, 'seed': 7, **free, 'data__workers': 2}
   assert not change(tmp_path, tested=True, **fields, checkpoint_epochs=3)
