@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -118,13 +119,18 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
   Args:
     title: name of the structure.
     layers: what `describe` returns; slices of one stacked layer, 'blocks/mlp/fc1[2]', are one
-      column.
+      column, and so are layers of several blocks, 'blocks/2/mlp/fc1'.
   """
   longest = max((sum(layer['params']) for layer in layers), default=0) or 1
   drawn = [_draw(layer, longest) for layer in layers]
-  blocks: dict[str, dict[str, Layer]] = {}
+  blocks: dict[tuple[str, str], dict[str, Layer]] = {}  # by path and label
   for layer in drawn:
-    kind, _, block = layer.name.removesuffix(']').rpartition('[')
+    if apart := re.fullmatch(r'(.*/\d+)/(.*)', layer.name):
+      path, kind = apart.groups()
+      block = path, '.'.join(re.findall(r'\d+', path))
+    else:
+      kind, _, label = layer.name.removesuffix(']').rpartition('[')
+      block = label, label
     blocks.setdefault(block, {})[kind] = layer
   kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))
   headings = [kind.rpartition('/')[2] for kind in kinds]
@@ -141,7 +147,7 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
     title,
     sum(layer.params for layer in drawn),
     headings if len(set(headings)) == len(kinds) else kinds,
-    [(block, [row.get(kind) for kind in kinds]) for block, row in blocks.items()],
+    [(label, [row.get(kind) for kind in kinds]) for (_, label), row in blocks.items()],
     Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS), is_folded=True),
   )
 
