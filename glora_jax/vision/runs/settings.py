@@ -214,8 +214,9 @@ class ReportSettings(Section):
   """What a run calls its result.
 
   Attributes:
-    result: name of the structure to fold as the result: 'search', 'gradient', 'lora:2' and so on.
-      Of several, it is the best on the validation images, whatever the budget; () is `structure`.
+    result: names of the structures that may be the result, 'search' or 'lora:2' for instance; of
+      several it is the best on the validation images, whatever the budget; () for the one that
+      `structure` asks for.
     metric: what is best on the validation images, for the result, for `training.keep` and for
       `suite.rates`: 'accuracy', or 'balanced' for the mean accuracy over classes. A search ranks
       by `search.fitness`.
