@@ -40,7 +40,19 @@ def initialize(
     process_id = _environment_number('JAX_PROCESS_ID')
   alone = (coordinator, num_processes, process_id) == (None, None, None) and not _in_a_cluster()
   if not alone and not jax.distributed.is_initialized():
-    _join(coordinator, num_processes, process_id)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+      jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError, IndexError) as error:  # the last for an address without port
+      raise UserError(
+        f'distributed: the processes with coordinator={coordinator}, '
+        f'num_processes={num_processes}, process_id={process_id} could not be joined '
+        f'({first_line(error)}); set all three, coordinator as HOST:PORT and process_id from 0 to '
+        'num_processes - 1, or none.'
+      ) from error
+    # JAX has taken it for a service that is not used.
+    if handler is not None and threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, handler)
   require_devices()
 
 
@@ -71,22 +83,6 @@ def require_devices() -> None:
       f'JAX finds no device with JAX_PLATFORMS={platforms!r} ({first_line(error)}); install JAX '
       'for that platform, or set JAX_PLATFORMS=cpu.'
     ) from error
-
-
-def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  """Joins the processes; see `initialize`."""
-  handler = signal.getsignal(signal.SIGTERM)
-  try:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-  except (RuntimeError, ValueError, IndexError) as error:  # the last for an address without port
-    raise UserError(
-      f'distributed: the processes with coordinator={coordinator}, num_processes={num_processes}, '
-      f'process_id={process_id} could not be joined ({first_line(error)}); set all three, '
-      'coordinator as HOST:PORT and process_id from 0 to num_processes - 1, or none.'
-    ) from error
-  # JAX has taken it for a service that is not used.
-  if handler is not None and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, handler)
 
 
 def _environment_number(name: str) -> int | None:

@@ -143,9 +143,9 @@ def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(
   prepared, config, monkeypatch
 ):
   run = context_of(changed(config, allocation__prior='shifts'), prepared.path('..', 'borrowing'))
-  prior = allocate_shifts(run, run.place('gradient'), run.key(Stream.PRIOR))
+  prior = allocate_shifts(run)
   clear = dataclasses.replace(prior, signal=0.5)
-  monkeypatch.setattr(allocation, 'allocate_shifts', lambda *arguments: clear)
+  monkeypatch.setattr(allocation, 'allocate_shifts', lambda context: clear)
   found = found_by(run, 'gradient')
   assert 0 < found.borrowed <= 1
   read = found_by(run, 'gradient')

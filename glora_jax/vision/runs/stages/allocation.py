@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -149,8 +148,14 @@ def score_by_gradient(context: Context, warm: Model) -> None:
   Raises:
     ValueError: a loss is not finite.
   """
+  priors = {
+    None: None,
+    'shifts': functools.partial(allocate_shifts, context),
+    'transfer': functools.partial(transfer_of, context),
+  }
   split, key = context.images.split(context.train_split), context.key(Stream.STRUCTURE)
-  allocation = _read_off_gradient(context, warm, split, key, _prior_of(context))
+  prior = priors[context.settings.allocation.prior]
+  allocation = _read_off_gradient(context, warm, split, key, prior)
   trainable, _ = warm.adapted.split(allocation.variables)
   arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
   if meshes.primary():
@@ -267,17 +272,12 @@ def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
   )
 
 
-def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocation | None:
+def allocate_shifts(context: Context) -> Allocation | None:
   """An allocation from shifted training images, with a head that tells the shifts apart.
 
   Which layers pay off depends mostly on the backbone. Any images can be asked which way they were
   shifted, and the gradient of that is clear when a hard task's gradient is noise. All shifts are
   equally frequent, so their head is trained without `data.balance`.
-
-  Args:
-    context: the context.
-    place: the model and its variables before any training.
-    key: random key.
 
   Returns:
     The allocation, a prior for `glora_jax.allocate`; None if the images are streamed.
@@ -286,7 +286,8 @@ def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocatio
   if isinstance(images, batches.Stream):
     log.info('The training images are streamed; the gradient is used without a prior.')
     return None
-  head_key, shift_key, key = jax.random.split(key, 3)
+  place = context.place(GRADIENT)
+  head_key, shift_key, key = jax.random.split(context.key(Stream.PRIOR), 3)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(shift_key)))
   most = max(MOST_IMAGES, context.settings.training.batch_size)
   chosen = np.sort(rng.permutation(len(labels))[:most])
@@ -308,17 +309,6 @@ def allocate_shifts(context: Context, place: Model, key: jax.Array) -> Allocatio
   return _read_off_gradient(context, Model(place.adapted, variables), split, key)
 
 
-def _prior_of(context: Context) -> Callable[[], Allocation | Transfer | None] | None:
-  """The prior for `allocate` that the config asks for; see `allocate_shifts` and `transfer_of`."""
-  prior = context.settings.allocation.prior
-  if prior is None:
-    return None
-  if prior == 'transfer':
-    return functools.partial(transfer_of, context)
-  place, key = context.place(GRADIENT), context.key(Stream.PRIOR)
-  return functools.partial(allocate_shifts, context, place, key)
-
-
 def transfer_of(context: Context) -> Transfer:
   """Other tasks' scores of the backbone, cut to the largest rank that is considered.
 
@@ -331,21 +321,21 @@ def transfer_of(context: Context) -> Transfer:
   assert path is not None
   found = transfer.read(path, spec)
   number = min(context.settings.allocation.max_rank, max(spec.layers[0].space.ranks))
-  scores = [field if field.ndim == 1 else _cut(field, number) for field in found.scores]
+  scores = [
+    # Of a LoRA [layer, rank]; ranks without a score get zero.
+    field if field.ndim == 1 else np.pad(field, ((0, 0), (0, number)))[:, :number]
+    for field in found.scores
+  ]
   return found._replace(scores=UnitScores(*scores))
 
 
-def _cut(scores: np.ndarray, number: int) -> np.ndarray:
-  """Scores [layer, rank] with a number of ranks; unknown scores are zero."""
-  return np.pad(scores, ((0, 0), (0, number)))[:, :number]
-
-
-def allocate_transfer(context: Context, budget: int | None) -> Allocation:
-  """The structure with the highest score within a budget, by other tasks' scores of the backbone.
+def allocate_transfer(context: Context) -> Allocation:
+  """The structure with the highest score within the budget, by other tasks' scores of the backbone.
 
   Raises:
     FileNotFoundError, ValueError: see `transfer_of`; the budget is too small for any unit.
   """
+  budget = context.settings.budget
   assert budget is not None  # the settings say so
   spec, scores, _ = transfer_of(context)
   genome, curve = choose(spec, scores, budget), trace_curve(spec, scores)

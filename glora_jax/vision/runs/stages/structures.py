@@ -221,7 +221,7 @@ def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
   settings = context.settings
   try:
     if settings.structure == TRANSFER:
-      allocation = allocate_transfer(context, settings.budget)
+      allocation = allocate_transfer(context)
       return allocation.genome, allocation
     spec = context.place(settings.structure).adapted.spec
     return named_genome(spec, settings.structure, settings.budget), None
