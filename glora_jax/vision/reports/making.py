@@ -43,9 +43,9 @@ def left_out(workdir: str) -> list[Any]:
 def tell_run(result: Mapping[str, Any], spec: Spec) -> str:
   """How a run went: what was adapted, searched and folded; see `report.write_run`."""
   layers = len(result['structures'][result['result']]['genome'])
-  made = f'A pretrained ViT was frozen, and adapters were added to {layers} linear layers.'
+  made = f'A pretrained model was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
-    made = 'All weights of a pretrained ViT were trained, without an adapter.'
+    made = 'All weights of a pretrained model were trained, without an adapter.'
   searched, kept = '', 'No test image was read, and no model was kept.'
   if result['evaluations'] is not None:
     split, number = searched_images(result)
@@ -58,7 +58,7 @@ def tell_run(result: Mapping[str, Any], spec: Spec) -> str:
     """
   if 'fold_max_abs_diff' in result:
     kept = Markup("""
-      <code>folded/</code> has the result as a plain ViT of the same size, without an adapter
+      <code>folded/</code> has the result as a plain model of the same size, without an adapter
       (largest difference of a logit: {:.1e}).
     """).format(result['fold_max_abs_diff'])
   numbers = Markup('<code>result.json</code> has all numbers of this page.')
