@@ -9,7 +9,7 @@ from markupsafe import Markup
 from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
-from glora_jax.vision.reports.means import mean
+from glora_jax.vision.reports.means import Number
 from glora_jax.vision.reports.page import Table, sentence_case
 from glora_jax.vision.reports.table import Method, Pivot, is_mean, tell_other_images
 from glora_jax.vision.structure_names import GRADIENT, SEARCH, SUPERNET, TRANSFER
@@ -100,7 +100,7 @@ def tell_best(pivot: Pivot) -> str:
     return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
   best, candidates = pivot.best, pivot.candidates
   name, number = best.label, best.cells[title]
-  accuracy = f'{number._replace(total=number.done)}%'
+  accuracy = f'{number._replace(total=0)}%'
   if board.is_grid and len(candidates) > 1:
     tied = sum(method.cells[title].value == number.value for method in candidates) - 1
     others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
@@ -132,7 +132,7 @@ def tell_gains(pivot: Pivot) -> list[str]:
       continue
     best = max(rivals, key=lambda each: each.cells[title].value)
     theirs, own = best.cells[title].repeats, method.cells[title].repeats
-    gain = mean({run: own[run] - theirs[run] for run in own if run in theirs})
+    gain = Number({run: own[run] - theirs[run] for run in own if run in theirs})
     paired = '' if gain.deviation is None else '; differences at the same seed'
     sentences.append(
       f'{sentence_case(method.label)}: {"" if gain.value < 0 else "+"}{gain} points against '

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.files import write_csv
-from glora_jax.vision.reports.means import Number, mean, mean_of
+from glora_jax.vision.reports.means import Number, mean_of
 from glora_jax.vision.reports.page import SERIES, group_by
 from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, TRANSFER
 
@@ -366,9 +366,9 @@ class Method(NamedTuple):
 
   def mean(self, field: str, digits: str) -> Number:
     """The mean of another field over its runs: parameters, seconds or the rate."""
-    known = {row.run: getattr(row, field) for row in self.rows}
-    found = mean({run: value for run, value in known.items() if value is not None})
-    return found._replace(deviation=None, digits=digits)
+    values = {row.run: getattr(row, field) for row in self.rows}
+    known = {run: value for run, value in values.items() if value is not None}
+    return Number(known, digits=digits, has_spread=False)
 
   @property
   def parameters(self) -> Number:
@@ -454,8 +454,9 @@ def pivot_of(board: Board) -> Pivot:
 
 def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
   """The methods with the accuracies that were measured or published, without other means."""
-  rows = [row for row in rows if row.role != 'rate' and not row.class_name]
-  shown = [row for row in rows if _line_of(board, row)]
+  shown = [
+    row for row in rows if row.role != 'rate' and not row.class_name and _line_of(board, row)
+  ]
   if all(row.is_published for row in shown):
     return []
   # A published method may have several sizes.
@@ -529,12 +530,12 @@ def _accuracies(board: Board, rows: Sequence[Row]) -> dict[str, Number]:
       if share is not None:
         repeats[_line_of(board, row) + ending][row.seed, row.task] = 100 * share
   if rows[0].is_published:
-    return {title: mean(shares) for title, shares in repeats.items()}
+    return {title: Number(shares) for title, shares in repeats.items()}
   first = board.cells[rows[0].run]
   kind = (first.structure, first.budget)
   runs = [cell for cell in board.tested.values() if (cell.structure, cell.budget) == kind]
   totals = collections.Counter(place.line for cell in runs for place in places_of(cell.task))
   return {
-    title: mean(shares, totals[title] if board.by_task else len(runs))
+    title: Number(shares, totals[title] if board.by_task else len(runs))
     for title, shares in repeats.items()
   }

@@ -9,7 +9,7 @@ import pytest
 from glora_jax.vision.data.catalog import FAMILIES, expand
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports import accuracy, report, table
-from glora_jax.vision.reports.means import mean
+from glora_jax.vision.reports.means import Number
 from glora_jax.vision.reports.page import group_by
 from glora_jax.vision.reports.table import Board, Cell, pivot_of
 
@@ -256,7 +256,7 @@ def test_a_mean_of_means_has_the_spread_over_seeds(allocation):
       results[name] = pages.grid_result(task, 'lora', None, seed, 9, share, {})
   number = ours(Board('vtab/all', cells, results))['mean of natural']
   assert str(number) == '65.0 ± 0.0'
-  assert mean({0: 1.0}).deviation is None
+  assert Number({0: 1.0}).deviation is None
 
 
 def test_the_table_has_every_class_of_every_result_and_no_mean_counts_them(allocation, tmp_path):
