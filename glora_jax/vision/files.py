@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,21 +100,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
 
 def with_nulls(content: Any) -> Any:
   """The content with None for numbers that are not finite, which JSON lacks."""
-  if isinstance(content, dict):
-    return {name: with_nulls(value) for name, value in content.items()}
-  if isinstance(content, list | tuple):
-    return [with_nulls(value) for value in content]
-  return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def number(value: float | None) -> float:
-  """A number of a file of ours, which is null there where it was not finite.
-
-  Example:
-    >>> number(0.5), number(None)
-    (0.5, nan)
-  """
-  return math.nan if value is None else value
+  return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
 def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:

@@ -11,7 +11,6 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.space import Spec
 from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
-from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis, steps, thin
 from glora_jax.vision.reports.page import SERIES, Pair, group_by
@@ -124,17 +123,17 @@ def _training_chart(
 ) -> Chart | None:
   """A metric by epoch, dashed on validation images; None if no value can be drawn."""
   is_loss, structures = metric == 'loss', result['structures']
+  scale = 1 if is_loss else 100
   labels = {name: found['label'] for name, found in structures.items()}
   lines, marks = [], []
   for number, (stage, measured) in enumerate(stages.items()):
     color, name = f'series-{number % len(SERIES)}', stage_title(stage, labels)
     best = structures.get(structure_of(stage), {}).get('best_epoch')
     for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
-      values = [(line['epoch'], to_number(line.get(field))) for line in measured]
       curve = [
-        (x, y if is_loss else 100 * y)
-        for x, y in values
-        if np.isfinite(y) and (y > 0 or not is_loss)
+        (line['epoch'], scale * value)
+        for line in measured
+        if (value := line.get(field)) is not None and (value > 0 or not is_loss)
       ]
       if curve:
         lines.append(Line(name, color, curve, kind))

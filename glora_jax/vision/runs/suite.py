@@ -32,7 +32,6 @@ from glora_jax.checks import check_path
 from glora_jax.errors import UserError
 from glora_jax.files import first_line, read_json
 from glora_jax.vision.data.catalog import find
-from glora_jax.vision.files import number as to_number
 from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import page, report
 from glora_jax.vision.reports.page import group_by
@@ -265,8 +264,8 @@ def best_on_val(rows: Mapping[float, Any], by: str) -> float:
   """The rate with the highest measurement `by`, ties by 'val_loss'; nan and inf come last."""
 
   def rank(rate: float) -> tuple[float, float]:
-    loss = to_number(rows[rate]['val_loss'])
-    is_finite = math.isfinite(loss)  # nan is never less
+    loss = rows[rate]['val_loss']
+    is_finite = loss is not None and math.isfinite(loss)  # null in a file; nan is never less
     return rows[rate][by], -loss if is_finite else -math.inf
 
   return max(rows, key=rank)
