@@ -87,7 +87,7 @@ def score(
   Returns:
     (correct answers [candidate], summed loss [candidate]).
   """
-  scorer = _compiled(context, _scorer, split)
+  scorer = _compiled(context, _make_scorer, split)
   correct: Any = 0
   loss: Any = 0.0
   for block in pipeline.blocks(context.images.split(split), STREAMED_BLOCK, context.mesh):
@@ -118,7 +118,7 @@ def measure(context: Context, model: Model, split: str) -> dict[str, float]:
 
 def predict(context: Context, model: Model, split: str) -> Predictions:
   """A structure's answers for every image of a split, as NumPy arrays."""
-  variables, predictor = _folded(context, model), _compiled(context, _predictor, split)
+  variables, predictor = _folded(context, model), _compiled(context, make_predictor, split)
   images = context.images.split(split)
   number = len(images.labels)
   size = -(-min(BATCH, number) // context.devices) * context.devices
@@ -129,11 +129,9 @@ def predict(context: Context, model: Model, split: str) -> Predictions:
 
 def fold(context: Context, model: Model) -> Any:
   """The plain model's parameters."""
-  is_own = model.adapted.spec is context.adapted.spec
-  key = 'fold', is_own
+  key = 'fold', model.adapted.spec is context.adapted.spec
   if key not in context.compiled:
-    adapted = context.adapted if is_own or context.beside is None else context.beside.adapted
-    context.compiled[key] = reported('fold', jax.jit(adapted.fold))
+    context.compiled[key] = reported('fold', jax.jit(model.adapted.fix(None).fold))
   return context.compiled[key](model.variables, model.genome)
 
 
@@ -146,14 +144,18 @@ def _compiled(context: Context, make: Callable, split: str) -> Callable:
   """The scorer or predictor of a split; splits without a mask share theirs."""
   key = make, split if split in context.task.masked else None
   if key not in context.compiled:
-    context.compiled[key] = make(context, context.task.mask(split))
+    classes = context.task.mask(split)
+    context.compiled[key] = make(
+      context.adapted, context.preprocess, classes=classes, mesh=context.mesh
+    )
   return context.compiled[key]
 
 
-def _scorer(context: Context, classes: np.ndarray | None) -> Callable:
-  loss = classification(context.preprocess, classes=classes)
-  return make_scorer(context.adapted, loss, mesh=context.mesh)
-
-
-def _predictor(context: Context, classes: np.ndarray | None) -> Callable:
-  return make_predictor(context.adapted, context.preprocess, classes=classes, mesh=context.mesh)
+def _make_scorer(
+  adapted: Adapted,
+  preprocess: Preprocess,
+  *,
+  classes: np.ndarray | None,
+  mesh: jax.sharding.Mesh | None,
+) -> Callable:
+  return make_scorer(adapted, classification(preprocess, classes=classes), mesh=mesh)
