@@ -86,10 +86,8 @@ def stage_title(stage: str, labels: Mapping[str, str]) -> str:
     >>> stage_title('training/lora', {'lora': 'lora:4'}), stage_title('head', {})
     ('lora:4', 'head alone')
   """
-  structure = structure_of(stage)
-  if stage == 'finetune':
-    return labels.get(structure, 'finetuning')
-  return labels.get(structure) or structure or {'head': 'head alone'}.get(stage, stage)
+  structure, titles = structure_of(stage), {'head': 'head alone', 'finetune': 'finetuning'}
+  return labels.get(structure) or titles.get(stage) or structure or stage
 
 
 def structure_of(stage: str) -> str:

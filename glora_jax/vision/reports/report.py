@@ -233,9 +233,9 @@ def runs(board: Board, workdir: str) -> list[Any]:
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
   blocks: list[Any] = [
-    Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > page.LONG)
+    Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > page.LONG),
+    TEST_LIST,
   ]
-  blocks.append(TEST_LIST)
   if board.missing:
     texts = [f'{name}: {reason}' for name, reason in board.missing.items()]
     blocks += [Heading('Not ready'), Items(texts)]

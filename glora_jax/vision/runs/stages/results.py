@@ -309,7 +309,6 @@ def write_results(
   if meshes.primary():
     if outcome is not None:
       write_predictions(context.path('predictions.csv'), task.classes, outcome.rows())
-    base = ('sha256', 'num_heads', 'activation', 'patch_size')
     known = {
       **result,
       'provenance': read_processes(context.workdir),
@@ -318,7 +317,7 @@ def write_results(
       'fitness': settings.search.fitness,
       'keeps_best': settings.training.keep == 'best',
       'base': {
-        **{name: getattr(settings.model, name) for name in base},
+        **vars(settings.model),
         'image_size': context.metadata['image_size'],
         'num_classes': task.num_classes,
         'library': getattr(context.adapted.model, 'library', None),
