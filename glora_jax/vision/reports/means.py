@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Number(NamedTuple):
@@ -25,7 +25,7 @@ class Number(NamedTuple):
     ('2.0 ± 1.0', '1.0 (1 of 2)', '')
   """
 
-  repeats: Mapping[Hashable, float]
+  repeats: Mapping[Any, float]
   total: int = 0
   digits: str = '.1f'
   has_spread: bool = True
