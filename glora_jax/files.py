@@ -149,10 +149,8 @@ def read_json(path: Path, kind: str | None = None, shape: Any = Any, remedy: str
   stamp = content.pop(STAMP, None) if isinstance(content, dict) else None
   if kind is not None:
     check_stamp(path, stamp, kind, remedy)
-  try:
+  with reading(path, remedy):
     return validate(content, shape, '')
-  except (TypeError, ValueError) as error:
-    raise damaged(path, error, remedy) from None
 
 
 def load_json(path: Path, remedy: str) -> Any:
@@ -186,6 +184,19 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
     remedy: what to do.
   """
   return UserError(f'{printable(path)} is damaged ({first_line(reason)}); {remedy}.')
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
+  """Says of what is wrong with the content of a file, in the block, that the file is damaged.
+
+  Raises:
+    UserError: see `damaged`.
+  """
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    raise damaged(path, error, remedy) from error
 
 
 def first_line(reason: object) -> str:
@@ -348,10 +359,8 @@ def check_metadata(path: Path, text: str, kind: str) -> dict[str, Any]:
   if isinstance(metadata, dict):  # the weights in the package have no format
     stamp = {'kind': metadata.pop('kind', None), 'format': metadata.pop('format', 1)}
   check_stamp(path, stamp, kind, 'pass the right file')
-  try:
+  with reading(path):
     json.dumps(metadata, allow_nan=False)
-  except ValueError as error:
-    raise damaged(path, error) from error
   return metadata
 
 

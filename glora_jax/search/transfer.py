@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from glora_jax.checks import shown, validate
-from glora_jax.files import Path, damaged, read_json, write_json
+from glora_jax.files import Path, read_json, reading, write_json
 from glora_jax.method.space import Layer, Spec
 from glora_jax.search.unit_scores import UnitScores, mean_scores
 
@@ -90,12 +90,10 @@ def read(path: Path, spec: Spec) -> Transfer:
   """
   content = read_json(path, _KIND, _Content)
   check_layers(str(path), content['layers'], spec, 'use the file of this backbone.')
-  try:
+  with reading(path):
     fields = (np.asarray(content['scores'][name], float) for name in UnitScores._fields)
     scores = UnitScores(*fields)
     check_scores(scores, spec)
-  except (TypeError, ValueError) as error:
-    raise damaged(path, error) from error
   return Transfer(spec, scores)
 
 

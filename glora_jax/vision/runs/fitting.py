@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 
 def choose_prior(settings: RunSettings) -> RunSettings:
   """The settings with shifted images as prior if there are no scores of other tasks."""
-  borrows = settings.has_gradient and settings.allocation.prior == 'transfer'
-  if not borrows or settings.transfer is not None:
+  if settings.allocation.prior != 'transfer' or settings.transfer is not None:
     return settings
   allocation = dataclasses.replace(settings.allocation, prior='shifts')
   return dataclasses.replace(settings, allocation=allocation)

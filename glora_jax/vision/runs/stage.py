@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -299,11 +300,8 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
 
 def _key_of_complete(context: Context, stage: Stage, digest: str) -> str | None:
   """The key of a complete folder with a digest, for any number of shards; None if there is none."""
-  parent = _parent(context, stage)
-  names = sorted(name for name in names_in(parent) if name.startswith(digest[:_LENGTH]))
-  folders = [os.path.join(parent, name) for name in names]
-  if not is_shared(context, stage):
-    folders.insert(0, context.path(stage.name))
+  folders = [] if is_shared(context, stage) else [context.path(stage.name)]
+  folders += sorted(glob.glob(f'{glob.escape(_parent(context, stage))}/{digest[:_LENGTH]}-*'))
   for mark in map(read_mark, folders):
     if mark is not None and mark['complete'] and mark['key'].startswith(f'{digest} '):
       return mark['key']
@@ -318,9 +316,13 @@ def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
   """
   keys = keys_of(context, stages)
   # Shared folders have one key each: another run's is no reason to repeat anything.
-  own = [stage for stage in stages if not is_shared(context, stage)]
-  marks = {stage.name: read_mark(context.path(stage.name)) for stage in own}
-  others = [x for x in own if (mark := marks[x.name]) is not None and mark['key'] != keys[x.name]]
+  others = [
+    stage
+    for stage in stages
+    if not is_shared(context, stage)
+    and (mark := read_mark(context.path(stage.name))) is not None
+    and mark['key'] != keys[stage.name]
+  ]
   if others and has_test_list(context.workdir):
     raise ValueError(
       f'{context.path(others[0].name)} was made with other fields, images, weights or devices, and '

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, read_tensors, write_tensors
+from glora_jax.files import read_tensors, reading, write_tensors
 from glora_jax.method.genomes import check_genome
 from glora_jax.method.space import Spec
 from glora_jax.search import evolution
@@ -121,23 +120,16 @@ def read_archive(path: str, spec: Spec) -> Archive:
     ValueError: the file is damaged, of a later version, or of another space.
   """
   arrays, _ = read_tensors(path, 'archive')
-  try:
-    return _archive_of(arrays, spec)
-  except ValueError as error:
-    raise damaged(path, error) from error
-
-
-def _archive_of(arrays: Mapping[str, np.ndarray], spec: Spec) -> Archive:
-  """The archive of a file's arrays; raises ValueError if no search in this space made them."""
   empty = Archive.empty(spec).arrays()
-  check_arrays(
-    arrays,
-    {name: Array(x.dtype.kind, ('structure', *x.shape[1:])) for name, x in empty.items()},
-  )
-  check_genome(spec, arrays['genomes'])
-  if not len(arrays['genomes']) or arrays['correct'].min() < 0:
-    raise ValueError('it holds no structure, or a negative number of right answers')
-  generation = arrays['generation']
-  if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
-    raise ValueError('its generations are not consecutive')
+  with reading(path):
+    check_arrays(
+      arrays,
+      {name: Array(x.dtype.kind, ('structure', *x.shape[1:])) for name, x in empty.items()},
+    )
+    check_genome(spec, arrays['genomes'])
+    if not len(arrays['genomes']) or arrays['correct'].min() < 0:
+      raise ValueError('it holds no structure, or a negative number of right answers')
+    generation = arrays['generation']
+    if generation[0] != 0 or not np.isin(np.diff(generation), (0, 1)).all():
+      raise ValueError('its generations are not consecutive')
   return Archive(**{name: arrays[name].astype(x.dtype) for name, x in empty.items()})

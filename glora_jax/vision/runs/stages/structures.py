@@ -16,7 +16,7 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.errors import UserError
-from glora_jax.files import damaged, read_json
+from glora_jax.files import read_json, reading
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import genome_of
@@ -53,43 +53,6 @@ READS_OF_TRANSFER = ('allocation.transfer', 'allocation.max_rank')
 class _Genome(TypedDict):
   genome: list[list[int]]
   layers: list[dict[str, str]]
-
-
-def named_genome(spec: Spec, name: str, budget: float | None) -> np.ndarray:
-  """The genome of a given structure.
-
-  Args:
-    spec: the layers.
-    name: a preset's name, or the path of a genome file, for example a run's `genome.json`.
-    budget: most trained parameters; None for no limit.
-
-  Returns:
-    Canonical genome, int8 [rows, 5].
-
-  Raises:
-    ValueError: it does not fit the model, or has more parameters than the budget.
-    FileNotFoundError: the file does not exist.
-  """
-  try:
-    genome = genome_of(spec, name)
-  except ValueError as error:
-    if not name.endswith(GENOME_ENDING):
-      raise
-    raise ValueError(
-      f"structure='{printable(name)}' does not fit this model ({error}); give one with a row for "
-      f'each of its {len(spec)} layers, and with ranks that are in space.ranks.'
-    ) from error
-  _require_within(budget, name, count_params(spec, genome))
-  return genome
-
-
-def _require_within(budget: float | None, name: str, params: int) -> None:
-  """Raises ValueError if a structure has more parameters than the budget."""
-  if budget is not None and params > budget:
-    raise ValueError(
-      f"structure='{name}' has {params:,} parameters, more than budget={budget}; raise the budget, "
-      'or give a smaller structure.'
-    )
 
 
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
@@ -135,7 +98,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
       return
     learner = learner_of(context)
     if is_given:
-      _require_within(context.settings.budget, name, learner.count_params())
+      _require_within_budget(context.settings, learner.count_params())
 
   def run(context: Context, structure: Model | None = None) -> Model:
     if structure is None:
@@ -197,10 +160,8 @@ def _read_structure(context: Context) -> Model:
   place = context.place(settings.structure)
   named, allocation = _resolve(context)
   content = read_json(path, 'genome', _Genome)
-  try:
+  with reading(path):
     genome = genome_from_json(place.adapted.spec, content)
-  except ValueError as error:
-    raise damaged(path, error) from error
   if named is not None and not np.array_equal(named, genome):
     raise UserError(
       f"structure='{printable(settings.structure)}' has changed since this job began, which used "
@@ -218,14 +179,32 @@ def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
     ValueError: it does not fit the model or the budget.
     FileNotFoundError: the file does not exist.
   """
-  settings = context.settings
+  name = context.settings.structure
+  spec = context.place(name).adapted.spec
   try:
-    if settings.structure == TRANSFER:
+    if name == TRANSFER:
       allocation = allocate_transfer(context)
       return allocation.genome, allocation
-    spec = context.place(settings.structure).adapted.spec
-    return named_genome(spec, settings.structure, settings.budget), None
+    genome = genome_of(spec, name)
   except FileNotFoundError:
     if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
     return None, None
+  except ValueError as error:
+    if not name.endswith(GENOME_ENDING):
+      raise
+    raise ValueError(
+      f"structure='{printable(name)}' does not fit this model ({error}); give one with a row for "
+      f'each of its {len(spec)} layers, and with ranks that are in space.ranks.'
+    ) from error
+  _require_within_budget(context.settings, count_params(spec, genome))
+  return genome, None
+
+
+def _require_within_budget(settings: RunSettings, params: int) -> None:
+  """Raises ValueError if the config's structure has more parameters than the budget."""
+  if settings.budget is not None and params > settings.budget:
+    raise ValueError(
+      f"structure='{settings.structure}' has {params:,} parameters, more than "
+      f'budget={settings.budget}; raise the budget, or give a smaller structure.'
+    )
