@@ -108,7 +108,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
 
   Args:
     path: path of the file.
-    content: JSON's types, with finite numbers; with a kind a dictionary.
+    content: JSON's types, with a kind a dictionary; numbers that are not finite become null.
     kind: kind of the file, which is written with its format under 'glora_jax'; None for neither.
 
   Raises:
@@ -117,7 +117,17 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
   with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(json.dumps(content, indent=2, allow_nan=False) + '\n')
+    file.write(json.dumps(with_nulls(content), indent=2) + '\n')
+
+
+def with_nulls(content: Any) -> Any:
+  """The content with None for numbers that are not finite, which JSON lacks.
+
+  Example:
+    >>> with_nulls({'loss': float('nan'), 'accuracy': 0.5})
+    {'loss': None, 'accuracy': 0.5}
+  """
+  return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
 def read_json(path: Path, kind: str | None = None, shape: Any = Any, remedy: str = AGAIN) -> Any:

@@ -74,6 +74,12 @@ def test_a_pipe_or_a_device_makes_no_room_for_a_file(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['pipe']
 
 
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+  path = tmp_path / 'x.json'
+  files.write_json(path, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
+  assert files.read_json(path, 'tuning') == {'a': [1, None], 'b': None}
+
+
 def test_json_of_another_shape_is_damaged(tmp_path):
   path = tmp_path / 'seconds.json'
   files.write_json(path, {'test': 'fast'}, 'seconds')

@@ -1,7 +1,4 @@
-"""Files of runs and of images: arrays, lines of JSON, tables as CSV.
-
-Numbers in JSON may not be finite.
-"""
+"""Files of runs and of images: arrays, lines of JSON, tables as CSV."""
 
 from __future__ import annotations
 
@@ -91,16 +88,6 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
       raise ValueError(f'{described}, expected {wanted}')
     if finite and array.dtype.kind == 'f' and not np.isfinite(array).all():
       raise ValueError(f'{described} with non-finite numbers')
-
-
-def write_json(path: Path, content: Any, kind: str | None = None) -> None:
-  """As `glora_jax.files.write_json`, with null for numbers that are not finite."""
-  files.write_json(path, with_nulls(content), kind)
-
-
-def with_nulls(content: Any) -> Any:
-  """The content with None for numbers that are not finite, which JSON lacks."""
-  return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
 def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from comparing import assert_says_kind_and_format
 from numpy.testing import assert_array_equal
 
-from glora_jax.files import STAMP, read_json, stamp_of
+from glora_jax.files import STAMP, stamp_of
 from glora_jax.vision import files
 
 
@@ -49,12 +49,6 @@ def test_what_a_later_version_wrote_or_is_of_another_kind_is_refused(tmp_path, m
     lambda path, kind: files.read_lines(path, kind, dict[str, int]),
     monkeypatch,
   )
-
-
-def test_numbers_that_are_not_finite_are_null(tmp_path):
-  path = tmp_path / 'x.json'
-  files.write_json(path, {'a': (1, float('nan')), 'b': np.float64('inf')}, 'tuning')
-  assert read_json(path, 'tuning') == {'a': [1, None], 'b': None}
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):

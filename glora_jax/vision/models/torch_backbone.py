@@ -25,13 +25,12 @@ import torch
 import glora_jax.torch
 from glora_jax.checks import shown
 from glora_jax.errors import UserError
-from glora_jax.files import first_line, require_numbers, write_safetensors
+from glora_jax.files import first_line, require_numbers, write_json, write_safetensors
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.presets import Structure
 from glora_jax.method.space import SearchSpace
 from glora_jax.torch_environment import shape_of
-from glora_jax.vision.files import write_json
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.models.formats import hugging_face, timm
 from glora_jax.vision.models.metadata import OURS, REMEMBERED, Metadata, check_facts, read_json

@@ -16,10 +16,9 @@ import numpy as np
 
 from glora_jax import files, hub
 from glora_jax.checks import check_path, shown, validate
-from glora_jax.files import Path, write_safetensors
+from glora_jax.files import Path, write_json, write_safetensors
 from glora_jax.tree import grouped
 from glora_jax.vision.data.normalization import Normalization
-from glora_jax.vision.files import write_json
 from glora_jax.vision.models.checkpoint import (
   HUB_FILES,
   MODEL_FILE,

@@ -19,7 +19,7 @@ import ml_collections
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
-from glora_jax.vision.files import write_json
+from glora_jax.files import write_json
 from glora_jax.vision.models.checkpoint import require_no_other
 from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.config import check_config

@@ -22,8 +22,8 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown
 from glora_jax.errors import UserError
-from glora_jax.files import STAMP, Path, atomic, first_line, stamp_of, writing
-from glora_jax.vision.files import read_lines, with_nulls
+from glora_jax.files import STAMP, Path, atomic, first_line, stamp_of, with_nulls, writing
+from glora_jax.vision.files import read_lines
 
 if TYPE_CHECKING:
   from tensorboardX.event_file_writer import EventsWriter

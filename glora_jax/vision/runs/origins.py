@@ -17,9 +17,8 @@ import jax
 
 import glora_jax
 from glora_jax import hub
-from glora_jax.files import Path, read_json
+from glora_jax.files import Path, read_json, write_json
 from glora_jax.mesh import primary
-from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import digest, hub_name, locate
 from glora_jax.vision.models.fetch import fetch

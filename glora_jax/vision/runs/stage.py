@@ -38,10 +38,9 @@ import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax.compiling import Compilation, reporting_to
 from glora_jax.errors import UserError
-from glora_jax.files import read_json
+from glora_jax.files import read_json, write_json
 from glora_jax.search.errors import NoGradientError, NonFiniteError
 from glora_jax.training.loop import NonFiniteLossError
-from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.fields import COMMON, is_among, values_of
 from glora_jax.vision.runs.monitoring import profile
 from glora_jax.vision.runs.terminal import user_errors

@@ -30,9 +30,8 @@ import ml_collections
 from glora_jax import mesh as meshes
 from glora_jax.checks import check_path
 from glora_jax.errors import UserError
-from glora_jax.files import first_line, read_json
+from glora_jax.files import first_line, read_json, write_json
 from glora_jax.vision.data.catalog import find
-from glora_jax.vision.files import write_json
 from glora_jax.vision.reports import page, report
 from glora_jax.vision.reports.page import group_by
 from glora_jax.vision.reports.table import Board

@@ -12,11 +12,10 @@ import filelock
 
 from glora_jax.checks import printable, shown
 from glora_jax.errors import UserError
-from glora_jax.files import PARTIAL, Path, read_json, writing
+from glora_jax.files import PARTIAL, Path, read_json, write_json, writing
 from glora_jax.mesh import primary
 from glora_jax.vision.data.catalog import expand
 from glora_jax.vision.data.task import require_printable
-from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.fields import as_json, by_name, is_among, values_of
 from glora_jax.vision.runs.settings import RunSettings
 

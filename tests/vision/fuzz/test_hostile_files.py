@@ -18,9 +18,8 @@ from trees import randomized
 
 import glora_jax
 from glora_jax import Archive, Layer, SearchSpace, Spec
-from glora_jax.files import read_json, write_tensors
+from glora_jax.files import read_json, write_json, write_tensors
 from glora_jax.peft import load_peft, save_peft
-from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.metadata import OURS

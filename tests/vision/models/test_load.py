@@ -12,8 +12,8 @@ from comparing import assert_refused
 from numpy.testing import assert_array_equal
 from places import FIXTURES
 
+from glora_jax.files import write_json
 from glora_jax.vision.data import image
-from glora_jax.vision.files import write_json
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.checkpoint import locate
 from glora_jax.vision.models.formats.table import FORMATS

@@ -6,10 +6,10 @@ from typing import Any
 import html_pages
 import numpy as np
 
+from glora_jax.files import with_nulls
 from glora_jax.method.genomes import count_params
 from glora_jax.search.archive import Archive
 from glora_jax.vision import metrics
-from glora_jax.vision.files import with_nulls
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
 from glora_jax.vision.reports.structure import describe

@@ -20,8 +20,8 @@ from tiny_runs import changed, stages_of
 import glora_jax
 from glora_jax.compiling import reported
 from glora_jax.errors import UserError
+from glora_jax.files import write_json
 from glora_jax.method.presets import parse_preset_name
-from glora_jax.vision.files import write_json
 from glora_jax.vision.runs import experiment, fields, stage
 from glora_jax.vision.runs.config import default_config
 from glora_jax.vision.runs.job import claim_workdir

@@ -19,6 +19,7 @@ import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax import tree
 from glora_jax.errors import UserError
+from glora_jax.files import with_nulls, write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
 from glora_jax.method.genomes import count_params, genome_to_json, largest_genome
@@ -27,7 +28,7 @@ from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision import metrics
 from glora_jax.vision.data import pipeline
-from glora_jax.vision.files import with_nulls, write_json, write_predictions
+from glora_jax.vision.files import write_predictions
 from glora_jax.vision.models import weights
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome

@@ -16,14 +16,13 @@ import numpy as np
 from glora_jax import mesh as meshes
 from glora_jax.checks import printable
 from glora_jax.errors import UserError
-from glora_jax.files import read_json, reading
+from glora_jax.files import read_json, reading, write_json
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import genome_of
 from glora_jax.method.space import Spec
 from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import require_something
-from glora_jax.vision.files import write_json
 from glora_jax.vision.runs.backbone import Model, Stream
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.settings import (
