@@ -199,14 +199,33 @@ def read_test_list(workdir: Path) -> dict[str, Any] | None:
 
 
 def freeze_test_list(workdir: Path, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-  """What a run tests: the list of an earlier start, or this one, which is written.
+  """Writes what a run tests, with fingerprints of the weights, to `test_list.json`.
 
-  The stage of the test compares the two, `stages.results.freeze`.
+  Args:
+    workdir: folder of the run.
+    listed: what is to be tested.
+
+  Returns:
+    The frozen list, of this start, an earlier one, or a suite. Its accuracies and its result may
+    differ: devices round otherwise, by an image or two.
+
+  Raises:
+    ValueError: another list was frozen before.
   """
-  frozen = read_test_list(workdir)
-  if frozen is None and primary():
-    write_json(os.path.join(workdir, TEST_LIST), listed, 'test list')
-  return frozen or listed
+  path, frozen = os.path.join(workdir, TEST_LIST), read_test_list(workdir)
+  if frozen is None:
+    if primary():
+      write_json(path, listed, 'test list')
+    return listed
+  theirs, ours = (
+    {name: (row['genome'], row['weights']) for name, row in content['structures'].items()}
+    for content in (frozen, listed)
+  )
+  if theirs != ours:
+    raise UserError(
+      f'{path} was frozen with other structures than this run has now; use a new workdir.'
+    )
+  return frozen
 
 
 def has_test_list(workdir: Path) -> bool:

@@ -1,7 +1,5 @@
 """What the stages of a run left is read back with its shape checked; damage is one sentence."""
 
-import types
-
 import numpy as np
 import pytest
 from tiny_runs import context_of
@@ -9,8 +7,8 @@ from tiny_runs import context_of
 from glora_jax.files import write_tensors
 from glora_jax.method.draws import random_genomes
 from glora_jax.search.archive import Archive
-from glora_jax.vision.runs.stages import results
 from glora_jax.vision.runs.stages.search import read_archive
+from glora_jax.vision.runs.workdir import freeze_test_list
 
 
 @pytest.fixture(scope='module')
@@ -46,12 +44,11 @@ def listed(version, result, structure):
 
 
 def test_a_frozen_list_is_the_same_where_other_devices_round_otherwise(tmp_path):
-  run = types.SimpleNamespace(workdir=str(tmp_path), path=lambda name: str(tmp_path / name))
   structure = {'genome': [[0, 3, 0, 0, 0]], 'weights': 'fingerprint'}
   first = listed('1', 'lora', {**structure, 'val_accuracy': 0.905, 'val_loss': 0.31})
   again = listed('2', 'linear', {**structure, 'val_accuracy': 0.900, 'val_loss': 0.32})
   other = listed('1', 'lora', {**structure, 'weights': 'others'})
   for content in (first, again):
-    assert results.freeze(run, content) == first
+    assert freeze_test_list(tmp_path, content) == first
   with pytest.raises(ValueError, match='was frozen with other structures'):
-    results.freeze(run, other)
+    freeze_test_list(tmp_path, other)

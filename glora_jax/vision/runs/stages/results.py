@@ -18,7 +18,6 @@ import numpy as np
 import glora_jax
 from glora_jax import mesh as meshes
 from glora_jax import tree
-from glora_jax.errors import UserError
 from glora_jax.files import with_nulls, write_json
 from glora_jax.method import presets
 from glora_jax.method.adapter_file import save_adapter
@@ -45,7 +44,7 @@ from glora_jax.vision.runs.stages.training import (
   FullFineTuning,
   tell_guessing,
 )
-from glora_jax.vision.runs.workdir import TEST_LIST, freeze_test_list, read_test_list
+from glora_jax.vision.runs.workdir import freeze_test_list, read_test_list
 from glora_jax.vision.structure_names import (
   FOUND,
   SEARCH,
@@ -127,7 +126,7 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
     ValueError: another list was frozen before.
   """
   candidates, rows = listed.candidates, {name: dict(row) for name, row in listed.rows.items()}
-  result = freeze(context, listed.content())['result']
+  result = freeze_test_list(context.workdir, listed.content())['result']
   labels = np.asarray(context.images.split('test').labels)
   is_right, answers = {}, None
   for name, row in rows.items():
@@ -161,33 +160,6 @@ def choose_result(settings: RunSettings, rows: Mapping[str, Mapping[str, Any]]) 
   by, asked = settings.report.chooses_by, settings.structure
   names = settings.report.result or (asked if asked in rows else FILE,)
   return max(names, key=lambda name: (rows[name][by], -rows[name]['params']))
-
-
-def freeze(context: Context, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Writes the structures to test, with fingerprints of their weights, to `test_list.json`.
-
-  Args:
-    context: the context.
-    listed: what is to be tested.
-
-  Returns:
-    The frozen list, of this start, an earlier one, or a suite. Its accuracies and its result may
-    differ: devices round otherwise, by an image or two.
-
-  Raises:
-    ValueError: another list was frozen before.
-  """
-  frozen = freeze_test_list(context.workdir, listed)
-  theirs, ours = (
-    {name: (row['genome'], row['weights']) for name, row in content['structures'].items()}
-    for content in (frozen, listed)
-  )
-  if theirs != ours:
-    raise UserError(
-      f'{context.path(TEST_LIST)} was frozen with other structures than this run has now; use a '
-      'new workdir.'
-    )
-  return frozen
 
 
 COMPARED_IMAGES = 256  # for comparing the folded model's logits with the adapted one's
