@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from glora_jax.checks import check_path, printable, shown, validate
-from glora_jax.files import Path, damaged, require_other_than, write_tensors
+from glora_jax.files import Path, reading, require_other_than, write_tensors
 from glora_jax.method.adapter import ADAPTER, COLLECTION, adapter_shapes, used_parts
 from glora_jax.method.adapter_file import AGAIN, check_tensors, read_adapter, require_finite
 from glora_jax.method.genomes import genome_from_json, genome_to_json
@@ -163,15 +163,13 @@ def _read_weights(adapters: Any) -> dict[str, float]:
 def _read(path: str) -> _Adapter:
   """Reads an adapter, and checks it without the model that it belongs to."""
   _, tensors, metadata = read_adapter(path)
-  try:
+  with reading(path, AGAIN):
     space = smallest_space(metadata)
     layers = [
       Layer(row['name'], row['in_features'], row['out_features'], row['bias'], space, tuple(ids))
       for row, ids in zip(metadata['spec'], metadata['ids'], strict=True)
     ]
     genome = genome_from_json(Spec(tuple(layers)), metadata).tolist()
-  except ValueError as error:
-    raise damaged(path, error, AGAIN) from error
   expected = {}
   for layer, forms in zip(layers, genome, strict=True):
     sides, rows = (layer.in_features, layer.out_features), len(layer.ids)

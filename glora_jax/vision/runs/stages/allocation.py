@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.files import damaged, read_tensors, write_tensors
+from glora_jax.files import read_tensors, reading, write_tensors
 from glora_jax.method.genomes import count_params, largest_genome
 from glora_jax.search import transfer
 from glora_jax.search.allocate import Prior, allocate
@@ -157,7 +157,13 @@ def score_by_gradient(context: Context, warm: Model) -> None:
   prior = priors[context.settings.allocation.prior]
   allocation = _read_off_gradient(context, warm, split, key, prior)
   trainable, _ = warm.adapted.split(allocation.variables)
-  arrays = to_arrays(allocation, jax.tree.map(on_host, trainable))
+  content = {
+    'borrowed': allocation.borrowed,
+    'signal': np.nan if allocation.signal is None else allocation.signal,
+    'start': jax.tree.map(on_host, trainable),
+    'scores': allocation.scores._asdict(),
+  }
+  arrays: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
   if meshes.primary():
     write_tensors(context.path('gradient', ALLOCATION), arrays, 'allocation', {})
 
@@ -168,12 +174,36 @@ def read_scores(context: Context, warm: Model) -> Allocation:
   Raises:
     ValueError: the file is damaged, or of a later version.
   """
-  path = context.path('gradient', ALLOCATION)
+  path, spec = context.path('gradient', ALLOCATION), warm.adapted.spec
   arrays, _ = read_tensors(path, 'allocation')
-  try:
-    return from_arrays(arrays, warm)
-  except ValueError as error:
-    raise damaged(path, error) from error
+  trainable, frozen = warm.adapted.split(warm.variables)
+  layers, parts = (len(spec),), (len(spec), 'rank')
+  expected = {
+    'borrowed': Array('f'),
+    'signal': Array('f', finite=False),
+    'start': jax.tree.map(lambda start: Array('f', tuple(start.shape)), trainable),
+    'scores': {
+      name: Array('f', parts if name.endswith('lora') else layers) for name in UnitScores._fields
+    },
+  }
+  flat: dict[str, Any] = flax.traverse_util.flatten_dict(expected, sep='/')
+  with reading(path):
+    check_arrays(arrays, flat)
+    content = flax.traverse_util.unflatten_dict(arrays, sep='/')
+    scores = UnitScores(**content['scores'])
+    curve = trace_curve(spec, scores)
+    knee = int(curve.params[curve.knee])
+    return Allocation(
+      genome=choose(spec, scores, knee),
+      variables=warm.adapted.join(jax.tree.map(jax.numpy.asarray, content['start']), frozen),
+      spec=spec,
+      scores=scores,
+      curve=curve,
+      budget=knee,
+      proposed=True,
+      signal=None if np.isnan(content['signal']) else float(content['signal']),
+      borrowed=content['borrowed'].item(),
+    )
 
 
 def _read_off_gradient(
@@ -213,63 +243,6 @@ def choose_within(budget: int | None, found: Allocation) -> Allocation:
     return found
   genome = choose(found.spec, found.scores, budget)
   return dataclasses.replace(found, genome=genome, budget=budget, proposed=False)
-
-
-def to_arrays(allocation: Allocation, trainable: Any) -> dict[str, np.ndarray]:
-  """Scores and starting values as arrays by name.
-
-  Args:
-    allocation: what was read off a gradient; its genome and budget are left out.
-    trainable: the trainable part of its variables.
-  """
-  content = {
-    'borrowed': allocation.borrowed,
-    'signal': np.nan if allocation.signal is None else allocation.signal,
-    'start': trainable,
-    'scores': allocation.scores._asdict(),
-  }
-  flat: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
-  return {name: np.asarray(value) for name, value in flat.items()}
-
-
-def from_arrays(arrays: dict[str, np.ndarray], place: Model) -> Allocation:
-  """The inverse of `to_arrays`, with the structure at the knee.
-
-  Args:
-    arrays: the arrays by name.
-    place: the model, and variables with everything that is not in the arrays.
-
-  Raises:
-    ValueError: they are not an allocation for this model; the message is the reason.
-  """
-  adapted, spec = place.adapted, place.adapted.spec
-  trainable, frozen = adapted.split(place.variables)
-  layers, parts = (len(spec),), (len(spec), 'rank')
-  expected = {
-    'borrowed': Array('f'),
-    'signal': Array('f', finite=False),
-    'start': jax.tree.map(lambda start: Array('f', tuple(start.shape)), trainable),
-    'scores': {
-      name: Array('f', parts if name.endswith('lora') else layers) for name in UnitScores._fields
-    },
-  }
-  flat: dict[str, Any] = flax.traverse_util.flatten_dict(expected, sep='/')
-  check_arrays(arrays, flat)
-  tree = flax.traverse_util.unflatten_dict(arrays, sep='/')
-  scores = UnitScores(**tree['scores'])
-  curve = trace_curve(spec, scores)
-  knee = int(curve.params[curve.knee])
-  return Allocation(
-    genome=choose(spec, scores, knee),
-    variables=adapted.join(jax.tree.map(jax.numpy.asarray, tree['start']), frozen),
-    spec=spec,
-    scores=scores,
-    curve=curve,
-    budget=knee,
-    proposed=True,
-    signal=None if np.isnan(tree['signal']) else float(tree['signal']),
-    borrowed=tree['borrowed'].item(),
-  )
 
 
 def allocate_shifts(context: Context) -> Allocation | None:
