@@ -127,23 +127,23 @@ def _answer(
   is_printed = given.csv is None
   # On a terminal the answers show the progress, and a bar would be in their way.
   wanted = not (is_printed and sys.stdout.isatty())
-  with progress_bar(total=len(images), unit='image', wanted=wanted) as bar:
-    for path, outcome in classifier(images, batch_size=given.batch_size):
-      bar.update()
-      if isinstance(outcome, str):
-        unreadable.append(path)
-        bar.write(f'error: {printable(path)}: {outcome}', file=sys.stderr)
-        if given.json:
-          print(json.dumps({'image': path, 'error': outcome}))
-        yield [path, '', '', *[''] * len(classifier.classes)]
-        continue
-      best = most_probable(classifier.classes, outcome, count)
+  predictions = classifier(images, batch_size=given.batch_size)
+  bar = progress_bar(predictions, total=len(images), unit='image', wanted=wanted)
+  for path, outcome in bar:
+    if isinstance(outcome, str):
+      unreadable.append(path)
+      bar.write(f'error: {printable(path)}: {outcome}', file=sys.stderr)
       if given.json:
-        print(json.dumps({'image': path, **best[0], 'classes': best}))
-      elif is_printed:
-        answers = ', '.join(f'{row["class"]} ({row["probability"]:.1%})' for row in best)
-        print(printable(f'{path}: {answers}'))
-      yield [path, '', best[0]['class'], *outcome]
+        print(json.dumps({'image': path, 'error': outcome}))
+      yield [path, '', '', *[''] * len(classifier.classes)]
+      continue
+    best = most_probable(classifier.classes, outcome, count)
+    if given.json:
+      print(json.dumps({'image': path, **best[0], 'classes': best}))
+    elif is_printed:
+      answers = ', '.join(f'{row["class"]} ({row["probability"]:.1%})' for row in best)
+      print(printable(f'{path}: {answers}'))
+    yield [path, '', best[0]['class'], *outcome]
 
 
 def command() -> None:

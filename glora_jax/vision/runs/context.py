@@ -211,8 +211,6 @@ def make_context(
     stage.check(context)
   facts_of_model = describe(adapted, variables, mesh)
   log.info('%s: %s; images of %d x %d pixels', task.name, facts_of_model, size, size)
-  if workdir and meshes.primary():
-    os.makedirs(workdir, exist_ok=True)
   images = open_images(
     images,
     choose_resident(images, (context.train_split, settings.final_split), data.max_resident),

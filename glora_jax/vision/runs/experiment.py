@@ -88,7 +88,7 @@ def run(
 
 
 def train(
-  config: ml_collections.ConfigDict | RunSettings,
+  settings: RunSettings,
   workdir: str,
   stop: Callable[[], bool] = never,
   *,
@@ -97,7 +97,7 @@ def train(
   """Runs, or resumes, all stages before the test; `run` goes on from there.
 
   Args:
-    config: see `run`.
+    settings: the config.
     workdir: see `run`.
     stop: see `run`.
     shared: see `run`.
@@ -108,7 +108,6 @@ def train(
   Raises:
     UserError, OSError, Stopped: see `run`.
   """
-  settings = check_config(config)
   stages = stages_of(settings)
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with begin(settings, stages, workdir, stop, shared) as context:

@@ -121,16 +121,11 @@ def prepare(
 
 
 def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
-  """The result of a finished run, which must be that of the stages in the workdir."""
+  """The result of a finished run, which must be that of the stages in the workdir.
+
+  Stages may be missing.
+  """
   result = read_json(os.path.join(workdir, 'result.json'), 'result', Result)
-  _require_own(result, workdir)
-  log.info('This run is finished, and nothing is recorded; its results are in %s.', workdir)
-  _compare_images(settings, workdir)
-  return with_provenance(result, workdir)
-
-
-def _require_own(result: dict[str, Any], workdir: str) -> None:
-  """Checks that stages and result of a finished workdir are of one run; stages may be missing."""
   for name, key in result['stages'].items():
     folder = os.path.join(workdir, name)
     if (mark := read_mark(folder)) is not None and mark['key'] != key:
@@ -138,6 +133,9 @@ def _require_own(result: dict[str, Any], workdir: str) -> None:
         f'{workdir}/result.json does not belong to {folder}: one of the two is from another run. '
         'Restore the right one, or choose another --workdir.'
       )
+  log.info('This run is finished, and nothing is recorded; its results are in %s.', workdir)
+  _compare_images(settings, workdir)
+  return with_provenance(result, workdir)
 
 
 def _compare_images(settings: RunSettings, workdir: str) -> None:

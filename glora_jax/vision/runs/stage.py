@@ -214,14 +214,15 @@ def _make_ready(context: Context, stage: Stage, key: str) -> None:
       raise UserError(
         f'{folder} has no {MARK}, so its origin is unknown; remove it, or choose another --workdir.'
       )
-    if found is not None and found['key'] != key:
+    if found is not None:
+      if found['key'] == key:
+        return
       replaced = _place(context, stage, found['key'])
       _move(folder, replaced)
       log.info('%s: its earlier files are kept in %s.', name, replaced)
-      found = None
-    if found is None and read_mark(place) is not None:  # a correction was undone
+    if read_mark(place) is not None:  # a correction was undone
       _move(place, folder)
-    elif found is None:
+    else:
       os.makedirs(folder, exist_ok=True)
       write_json(os.path.join(folder, MARK), new_mark(key), 'stage')
 

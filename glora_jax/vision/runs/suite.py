@@ -94,8 +94,12 @@ def run(
       stack.enter_context(claim(workdir, tasks=parts))
       folders = [phases.folder(name) for name in board.cells]
       changes_of(settings, workdir, fields_read(settings), folders)
-    phases.list_missing(runs, settings.suite.prepare)
-    phases.check(runs)
+    # An earlier start may have left a run without the test.
+    unfinished = {
+      name: run for name, run in runs.items() if not _is_done(run.settings, phases.folder(name))
+    }
+    phases.list_missing(unfinished, settings.suite.prepare)
+    phases.check(unfinished)
     phases.write()
     if not board.waiting:
       raise UserError(
@@ -135,26 +139,25 @@ class _Phases:
     return os.path.join(self.workdir, *name.split('/'))
 
   def list_missing(self, runs: Mapping[str, Run], prepare: bool) -> None:
-    """Writes on the board what data the unfinished runs lack."""
+    """Writes on the board what data unfinished runs lack."""
     with meshes.primary_first('suite/prepare'):
-      unfinished = [name for name in runs if not _is_done(runs[name].settings, self.folder(name))]
-      for task, names in group_by(unfinished, lambda name: runs[name].cell.task).items():
+      for task, names in group_by(runs, lambda name: runs[name].cell.task).items():
         if why := missing(runs[names[0]].settings, prepare):
           log.info('%s is not ready: %s', task, why)
           self.board.missing.update(dict.fromkeys(names, why))
 
   def check(self, runs: Mapping[str, Run]) -> None:
-    """Checks the first run of each task, structure and budget; others differ in rate or seed.
+    """Checks the first unfinished run of each task, structure and budget.
+
+    Others differ in rate or seed.
 
     If it fails, no run of that task and structure starts. Nothing is written into the folder of a
     run whose learning rate is still to be chosen.
     """
     cells, tested = self.board.cells, self.board.tested
     tried = {cell[:2] for name, cell in cells.items() if name not in tested}
-    unfinished = [
-      name for name in self.board.waiting if not _is_done(runs[name].settings, self.folder(name))
-    ]
-    groups = group_by(unfinished, lambda name: (cells[name][:3], name in tested))
+    waiting = [name for name in self.board.waiting if name in runs]
+    groups = group_by(waiting, lambda name: (cells[name][:3], name in tested))
     is_dry = {name: name in tested and cells[name][:2] in tried for name, *_ in groups.values()}
     self.execute('Checking', _check, {name: runs[name] for name in is_dry}, {}, is_dry=is_dry)
     reasons = {cells[name][:2]: why for name, why in self.board.failed.items()}

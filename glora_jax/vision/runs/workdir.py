@@ -154,8 +154,7 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
     yield
     return
   # Training states cannot be saved below a name that is not UTF-8.
-  for name in os.path.abspath(folder).split(os.sep):
-    require_printable('The path of the workdir', [name])
+  require_printable('The path of the workdir', os.path.abspath(folder).split(os.sep))
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise ValueError(f'{printable(folder)} is not a folder; choose another --workdir.')
   names = names_in(folder)

@@ -339,7 +339,7 @@ def test_a_run_without_a_test_measures_no_test_image_and_can_be_tested_later(
 def test_a_suite_freezes_what_a_run_tests_before_the_run_tests_it(short, tmp_path, monkeypatch):
   """Then any version tests what was trained, and nothing else."""
   workdir, other = tmp_path / 'run', tmp_path / 'other'
-  listed = experiment.train(short, str(workdir))
+  listed = experiment.train(check_config(short), str(workdir))
   assert not {'test_list.json', 'result.json'} & set(os.listdir(workdir))
   shutil.copytree(workdir, other)
   row = {**listed['structures']['linear'], 'weights': 'others'}
