@@ -37,7 +37,7 @@ class Piece(NamedTuple):
     meaning: its letter and what it does, 'B, shift W'.
     form: 'none', 'constant', 'vector' or 'lora'.
     rank: of a LoRA, '4'; '' for other forms.
-    params: trained parameters.
+    text: the form in words, and its trained parameters.
     start: where it begins in the layer's bar, in percent of the largest layer.
     share: its length there.
   """
@@ -45,13 +45,9 @@ class Piece(NamedTuple):
   meaning: str
   form: str
   rank: str
-  params: int
+  text: str
   start: float
   share: float
-
-  def __str__(self) -> str:
-    form = f'LoRA of rank {self.rank}' if self.rank else self.form
-    return f'{form}, {self.params:,}'
 
 
 class Layer(NamedTuple):
@@ -137,7 +133,7 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
   rows = [
     (
       layer.name,
-      *('' if each.form == 'none' else each for each in layer.pieces),
+      *('' if each.form == 'none' else each.text for each in layer.pieces),
       f'{layer.params:,}',
     )
     for layer in drawn
@@ -157,8 +153,9 @@ def _draw(layer: Mapping[str, Any], longest: int) -> Layer:
   pieces, begin = [], 0
   for letter, meaning, params in zip(TENSORS, MEANINGS, layer['params'], strict=True):
     form, _, rank = layer[letter].partition(':')
+    text = f'{f"LoRA of rank {rank}" if rank else form}, {params:,}'
     start, share = round(100 * begin / longest, 2), round(100 * params / longest, 2)
-    pieces.append(Piece(f'{letter}, {meaning}', form, rank, params, start, share))
+    pieces.append(Piece(f'{letter}, {meaning}', form, rank, text, start, share))
     begin += params
   return Layer(layer['layer'], begin, pieces)
 
