@@ -38,9 +38,9 @@ class Outcome(NamedTuple):
   def rows(self) -> Iterator[list[Any]]:
     """The lines of `predictions.csv`."""
     names = (*self.names, '')
-    for at, file in enumerate(self.files):
-      label, answer = names[self.labels[at]], names[self.classes[at]]
-      yield [file, label, answer, *self.probabilities[at]]
+    images = zip(self.files, self.labels, self.classes, self.probabilities, strict=True)
+    for file, label, answer, probabilities in images:
+      yield [file, names[label], names[answer], *probabilities]
 
 
 class Confusion(NamedTuple):
@@ -101,45 +101,42 @@ def blocks_of(outcome: Outcome | None) -> list[Any]:
   matrix = confusion_matrix(outcome.labels, outcome.classes, len(classes))
   confused = matrix * ~np.eye(*matrix.shape, dtype=bool)
   wrong, number = np.flatnonzero(outcome.classes != outcome.labels), len(outcome.labels)
-  told = f'All {number:,} test images are classified correctly.'
   is_small = len(classes) <= LONG  # more do not fit into a readable confusion matrix
-  if len(wrong):
-    told = f'{len(wrong):,} of {number:,} test images are misclassified.'
-  blocks = [told, is_small and confusion_of(classes, matrix[:, :-1])]
-  if len(wrong):
-    pairs = sorted(np.argwhere(confused).tolist(), key=lambda pair: -confused[tuple(pair)])
-    named = [
-      (
-        f'{classes[true]}, taken for {answers[answer]}',
-        matrix[true, answer],
-        f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
-      )
-      for true, answer in pairs[: WORST if is_small else PAIRS]
-    ]
-    # Equally sure ones stay in the order of the images.
-    probabilities = outcome.probabilities.max(-1)
-    surest = wrong[np.argsort(-probabilities[wrong], kind='stable')][:IMAGES]
-    images = [
-      Image(
-        pixels,
-        outcome.files[at],
-        classes[outcome.labels[at]],
-        answers[outcome.classes[at]],
-        f'{100 * probabilities[at]:.1f}%',
-      )
-      for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
-    ]
-    shown = (
-      'All of them' if len(wrong) <= IMAGES else f'The {IMAGES} with the most confident answers'
+  drawn = is_small and confusion_of(classes, matrix[:, :-1])
+  if not len(wrong):
+    return [f'All {number:,} test images are classified correctly.', drawn]
+  pairs = sorted(np.argwhere(confused).tolist(), key=lambda pair: -confused[tuple(pair)])
+  named = [
+    (
+      f'{classes[true]}, taken for {answers[answer]}',
+      matrix[true, answer],
+      f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
     )
-    blocks += [
-      Heading('Most often confused'),
-      Bars(named, 'red'),
-      Heading('Misclassified images'),
-      f'{shown}, with true class, answer and its probability.',
-      Images(images),
-    ]
-  return blocks
+    for true, answer in pairs[: WORST if is_small else PAIRS]
+  ]
+  # Equally sure ones stay in the order of the images.
+  probabilities = outcome.probabilities.max(-1)
+  surest = wrong[np.argsort(-probabilities[wrong], kind='stable')][:IMAGES]
+  images = [
+    Image(
+      pixels,
+      outcome.files[at],
+      classes[outcome.labels[at]],
+      answers[outcome.classes[at]],
+      f'{100 * probabilities[at]:.1f}%',
+    )
+    for at, pixels in zip(surest, outcome.pixels(surest), strict=True)
+  ]
+  shown = 'All of them' if len(wrong) <= IMAGES else f'The {IMAGES} with the most confident answers'
+  return [
+    f'{len(wrong):,} of {number:,} test images are misclassified.',
+    drawn,
+    Heading('Most often confused'),
+    Bars(named, 'red'),
+    Heading('Misclassified images'),
+    f'{shown}, with true class, answer and its probability.',
+    Images(images),
+  ]
 
 
 def confusion_of(classes: Sequence[str], matrix: np.ndarray) -> Confusion:
