@@ -197,9 +197,12 @@ def table_of(pivot: Pivot) -> Table:
   board, methods = pivot.board, pivot.methods
   caption, titles = 'Accuracy in percent', methods[0].cells
   if board.by_task:
-    sizes = [method.parameters for method in methods]
-    millions = [f' ({size.value / 1e6:.2g})' if size.done else '' for size in sizes]
-    headings = [method.label + size for method, size in zip(methods, millions, strict=True)]
+    headings = [
+      f'{method.label} ({size.value / 1e6:.2g})'
+      if (size := method.parameters).done
+      else method.label
+      for method in methods
+    ]
     rows = [(title, *(method.cells[title] for method in methods)) for title in titles]
     strong = [at for at, title in enumerate(titles) if is_mean(title)]
     return Table(caption, ('', *headings), rows, strong=strong)

@@ -24,6 +24,7 @@ from glora_jax.vision.reports.page import (
   Heading,
   Table,
   duration,
+  group_by,
   paragraph,
 )
 from glora_jax.vision.reports.table import Board, Pivot
@@ -100,10 +101,9 @@ def cost(pivot: Pivot) -> list[Any]:
   )
   if not (board.is_grid and pivot.methods):
     return [every]
-  one = [(method.label, method.mean('seconds', '.0f')) for method in pivot.methods]
   return [
     Heading('One run of each structure'),
-    _bars([(label, seconds.value) for label, seconds in one if seconds.done], 'purple'),
+    _bars(((method.label, method.mean('seconds', '.0f').value) for method in pivot.ours), 'purple'),
     Heading('All runs'),
     every,
     'What several runs share counts in each of them.',
@@ -137,7 +137,7 @@ def table_of_programs(result: Mapping[str, Any]) -> Table:
 
 def reproduce(board: Board) -> list[Any]:
   """What the results were made from, and with which commands."""
-  facts: dict[str, dict[str, None]] = {}  # each value of a term once
+  facts: dict[tuple[str, str], None] = {}  # each value of a term once
   processes = []
   for name, result in board.finished.items():
     processes += [each for each in result.get('provenance', ()) if each not in processes]
@@ -156,9 +156,11 @@ def reproduce(board: Board) -> list[Any]:
         paragraph(f'{data["origin"]}: {counts}.', *data['notes']),
       ),
     ]
-    for term, value in own:
-      facts.setdefault(term, {})[value] = None
-  terms = [(term, Markup(', ').join(values)) for term, values in facts.items()]
+    facts |= dict.fromkeys(own)
+  terms = [
+    (term, Markup(', ').join(value for _, value in same))
+    for term, same in group_by(facts, lambda fact: fact[0]).items()
+  ]
   blocks: list[Any] = [Facts(terms)]
   for made in processes:
     versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items())
