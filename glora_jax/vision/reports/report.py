@@ -66,7 +66,7 @@ def write_run(
       each preset with a supernet's weights, by name), `fitness` (what a search maximized),
       `keeps_best` (whether the weights are those of the best epoch on the validation images), and
       `base` (arguments of `fetch`, `weights.load` and `weights.refit` that load the base again).
-    spec: the layers that a search chose forms for; without a search those of the result.
+    spec: the layers that a search chose forms for; not read without a search.
     archive: the search's; None without a search.
     allocation: the allocation; None without one.
     outcome: the result's answers on the test images; None if they were not read.

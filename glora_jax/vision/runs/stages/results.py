@@ -296,8 +296,7 @@ def write_results(
         'library': getattr(context.adapted.model, 'library', None),
       },
     }
-    spec = candidates.get(SEARCH, candidate).adapted.spec
-    report.write_run(context.workdir, known, spec, archive, allocation, outcome)
+    report.write_run(context.workdir, known, context.adapted.spec, archive, allocation, outcome)
   return result
 
 
