@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Mapping
+from typing import Any
 
 from glora_jax.checks import shown
 from glora_jax.method.presets import RANKED, mask_of_place, parse_preset_name
@@ -75,19 +76,19 @@ def file_name(name: str) -> str:
   return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
 
 
-def stage_title(stage: str, labels: Mapping[str, str]) -> str:
+def stage_title(stage: str, structures: Mapping[str, Mapping[str, Any]]) -> str:
   """The title of a stage.
 
   Args:
     stage: its name, 'supernet' or 'training/lora' for instance.
-    labels: those of the structures, by name.
+    structures: what `result.json` says of each, by name.
 
   Example:
-    >>> stage_title('training/lora', {'lora': 'lora:4'}), stage_title('head', {})
+    >>> stage_title('training/lora', {'lora': {'label': 'lora:4'}}), stage_title('head', {})
     ('lora:4', 'head alone')
   """
-  structure, titles = structure_of(stage), {'head': 'head alone', 'finetune': 'finetuning'}
-  return labels.get(structure) or titles.get(stage) or structure or stage
+  name, titles = structure_of(stage), {'head': 'head alone', 'finetune': 'finetuning'}
+  return structures[name]['label'] if name in structures else titles.get(stage) or name or stage
 
 
 def structure_of(stage: str) -> str:

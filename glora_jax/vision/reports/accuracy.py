@@ -197,12 +197,10 @@ def table_of(pivot: Pivot) -> Table:
   board, methods = pivot.board, pivot.methods
   caption, titles = 'Accuracy in percent', methods[0].cells
   if board.by_task:
-    headings = [
-      f'{method.label} ({size.value / 1e6:.2g})'
-      if (size := method.parameters).done
-      else method.label
-      for method in methods
-    ]
+    headings = []
+    for method in methods:
+      size = method.parameters
+      headings.append(method.label + (f' ({size.value / 1e6:.2g})' if size.done else ''))
     rows = [(title, *(method.cells[title] for method in methods)) for title in titles]
     strong = [at for at, title in enumerate(titles) if is_mean(title)]
     return Table(caption, ('', *headings), rows, strong=strong)

@@ -108,12 +108,13 @@ def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
   """
   lines = read_lines(metrics, 'metrics', _Measurement)
   stages = group_by(lines, lambda line: line['stage'])
-  drawn = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
-  if not any(drawn):
+  charts = [_training_chart(stages, result, metric) for metric in ('accuracy', 'loss')]
+  drawn = [chart for chart in charts if chart]
+  if not drawn:
     return []
   random = '; the supernet draws random structures at each step' if 'supernet' in stages else ''
   return [
-    Pair([*filter(None, drawn)]),
+    Pair(drawn),
     f'Solid lines are on augmented training images{random}.',
   ]
 
@@ -124,10 +125,9 @@ def _training_chart(
   """A metric by epoch, dashed on validation images; None if no value can be drawn."""
   is_loss, structures = metric == 'loss', result['structures']
   scale = 1 if is_loss else 100
-  labels = {name: found['label'] for name, found in structures.items()}
   lines, marks = [], []
   for number, (stage, measured) in enumerate(stages.items()):
-    color, name = f'series-{number % len(SERIES)}', stage_title(stage, labels)
+    color, name = f'series-{number % len(SERIES)}', stage_title(stage, structures)
     best = structures.get(structure_of(stage), {}).get('best_epoch')
     for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
       curve = [

@@ -120,13 +120,14 @@ def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
 
 def table_of_programs(result: Mapping[str, Any]) -> Table:
   """What each stage compiled: the seconds that this took, and the memory of each device."""
-  labels = {name: found['label'] for name, found in result['structures'].items()}
   rows = []
   for stage, programs in result['programs'].items():
     for name, found in programs.items():
       sizes = [found['memory'].get(kind) for kind in MEMORY]
       shown = ['unknown' if size is None else f'{size / 2**20:,.1f}' for size in sizes]
-      rows.append((stage_title(stage, labels), name, duration(found['seconds']), *shown))
+      rows.append(
+        (stage_title(stage, result['structures']), name, duration(found['seconds']), *shown)
+      )
   return Table(
     'Compiled programs, and their memory on each device by the compiler',
     ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
