@@ -10,7 +10,7 @@ from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
 from glora_jax.vision.reports.means import Number
-from glora_jax.vision.reports.page import Table, sentence_case
+from glora_jax.vision.reports.page import Result, Table, sentence_case
 from glora_jax.vision.reports.table import Method, Pivot, is_mean, tell_other_images
 from glora_jax.vision.structure_names import GRADIENT, SEARCH, SUPERNET, TRANSFER
 
@@ -38,7 +38,7 @@ def blocks_of(pivot: Pivot) -> list[Any]:
   return [plot_of_tasks(pivot), *gains, tell_other_images(pivot.board), columns, table]
 
 
-def tell_verdict(result: Mapping[str, Any]) -> str:
+def tell_verdict(result: Result) -> str:
   """The result's accuracy, against the linear probe and the best other structure.
 
   Example:
@@ -78,7 +78,7 @@ def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> 
   return more if chance < _CHANCE else more + doubt
 
 
-def tell_result(result: Mapping[str, Any]) -> str:
+def tell_result(result: Result) -> str:
   """Why this structure is the result; empty if it is the only one."""
   structures = result['structures']
   chosen = structures[result['result']]

@@ -13,13 +13,13 @@ from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.page import SERIES, Pair, group_by
+from glora_jax.vision.reports.page import SERIES, Pair, Result, group_by
 from glora_jax.vision.structure_names import SEARCH, stage_title, structure_of
 
 _FEW = 60  # points of a curve, at most, that have tooltips
 
 
-def search_blocks(result: Mapping[str, Any], spec: Spec, archive: Archive | None) -> list[Any]:
+def search_blocks(result: Result, spec: Spec, archive: Archive | None) -> list[Any]:
   """Charts of a search, and how its front grew; empty without a search.
 
   Args:
@@ -57,14 +57,14 @@ def search_blocks(result: Mapping[str, Any], spec: Spec, archive: Archive | None
   return [Pair([progress, cloud]), grown]
 
 
-def searched_images(result: Mapping[str, Any]) -> tuple[str, int]:
+def searched_images(result: Result) -> tuple[str, int]:
   """The split that a search scored structures on, and its number of images."""
   split = 'test' if result['protocol'] == 'paper' else 'val'
   return split, result['data']['images'][split]
 
 
 def _cloud_chart(
-  result: Mapping[str, Any], params: np.ndarray, error: np.ndarray, is_chosen: np.ndarray
+  result: Result, params: np.ndarray, error: np.ndarray, is_chosen: np.ndarray
 ) -> Chart:
   front = [_mark('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
   presets = [
@@ -99,7 +99,7 @@ class _Measurement(TypedDict):
   epoch: float
 
 
-def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
+def training_blocks(metrics: str, result: Result) -> list[Any]:
   """Accuracy and loss of every training stage by epoch, as far as they are finite.
 
   Args:
@@ -120,7 +120,7 @@ def training_blocks(metrics: str, result: Mapping[str, Any]) -> list[Any]:
 
 
 def _training_chart(
-  stages: Mapping[str, Sequence[Mapping[str, Any]]], result: Mapping[str, Any], metric: str
+  stages: Mapping[str, Sequence[Mapping[str, Any]]], result: Result, metric: str
 ) -> Chart | None:
   """A metric by epoch, dashed on validation images; None if no value can be drawn."""
   is_loss, structures = metric == 'loss', result['structures']

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from glora_jax.vision.metrics import BINS, confusion_matrix
 from glora_jax.vision.reports.charts import Bars
-from glora_jax.vision.reports.page import LONG, Heading, Table, percent
+from glora_jax.vision.reports.page import LONG, Heading, Result, Table, percent
 
 WORST, PAIRS = 6, 20  # pairs of classes to show: below a matrix, and instead of one
 IMAGES = 12
@@ -65,7 +65,7 @@ class Images(NamedTuple):
   images: Sequence[Image]
 
 
-def blocks_by_class(result: Mapping[str, Any]) -> list[Any]:
+def blocks_by_class(result: Result) -> list[Any]:
   """A baseline, the calibration, and metrics of each class; nothing if a run was not tested."""
   if 'by_class' not in result:
     return []

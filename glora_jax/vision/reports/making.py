@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup
@@ -22,6 +22,7 @@ from glora_jax.vision.reports.page import (
   Code,
   Facts,
   Heading,
+  Result,
   Table,
   duration,
   group_by,
@@ -41,7 +42,7 @@ def left_out(workdir: str) -> list[Any]:
   return [Heading(title), table] if rows else []
 
 
-def tell_run(result: Mapping[str, Any], spec: Spec) -> str:
+def tell_run(result: Result, spec: Spec) -> str:
   """How a run went: what was adapted, searched and folded; see `report.write_run`."""
   layers = len(result['structures'][result['result']]['genome'])
   made = f'A pretrained model was frozen, and adapters were added to {layers} linear layers.'
@@ -66,7 +67,7 @@ def tell_run(result: Mapping[str, Any], spec: Spec) -> str:
   return paragraph(made, searched, kept, numbers)
 
 
-def tell_protocol(result: Mapping[str, Any]) -> str:
+def tell_protocol(result: Result) -> str:
   """Which images were used for what; empty if the page begins with that."""
   if result['protocol'] == 'paper':
     return ''
@@ -118,7 +119,7 @@ def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
   return Bars([(name, value, duration(value)) for name, value in sums.items()], color)
 
 
-def table_of_programs(result: Mapping[str, Any]) -> Table:
+def table_of_programs(result: Result) -> Table:
   """What each stage compiled: the seconds that this took, and the memory of each device."""
   rows = []
   for stage, programs in result['programs'].items():
@@ -172,7 +173,7 @@ def reproduce(board: Board) -> list[Any]:
   return blocks
 
 
-def snippets(workdir: str, result: Mapping[str, Any]) -> list[Any]:
+def snippets(workdir: str, result: Result) -> list[Any]:
   """Commands and code that predict, load the model in timm, and apply an adapter, after a test."""
   if 'fold_max_abs_diff' not in result:
     return []
@@ -211,7 +212,7 @@ for path, probabilities in classifier(['photo.jpg']):
   return blocks
 
 
-def adapter_code(workdir: str, result: Mapping[str, Any]) -> str:
+def adapter_code(workdir: str, result: Result) -> str:
   """Code that applies the adapter to the base that it was trained on."""
   name, revision = result['weights'], result.get('weights_revision')
   base = repr(f'{name.partition("@")[0]}@{revision}' if revision else name)

@@ -15,7 +15,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -25,6 +25,8 @@ from PIL import Image
 
 from glora_jax.files import atomic
 from glora_jax.vision.reports.charts import Chart
+
+Result = Mapping[str, Any]  # the content of a run's `result.json`
 
 NAME = 'report.html'
 LONG = 20  # rows of a table that is folded

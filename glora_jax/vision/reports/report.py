@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ from glora_jax.vision.reports.page import (
   Code,
   Heading,
   Items,
+  Result,
   Section,
   Table,
   duration,
@@ -51,7 +51,7 @@ _MEMORY = 'The memory is what each device needs while the program runs, as the c
 
 def write_run(
   workdir: str,
-  result: Mapping[str, Any],
+  result: Result,
   spec: Spec,
   archive: Archive | None,
   allocation: Allocation | None,
@@ -129,7 +129,7 @@ def write_board(board: Board, workdir: str) -> None:
   )
 
 
-def summary_of_run(result: Mapping[str, Any], workdir: str) -> str:
+def summary_of_run(result: Result, workdir: str) -> str:
   """The text that the command line prints at the end of a run.
 
   Args:

@@ -14,7 +14,7 @@ from glora_jax.method.genomes import genome_to_json
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.page import Table, group_by, paragraph, sentence_case
+from glora_jax.vision.reports.page import Result, Table, group_by, paragraph, sentence_case
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
@@ -160,7 +160,7 @@ def _draw(layer: Mapping[str, Any], longest: int) -> Layer:
   return Layer(layer['layer'], begin, pieces)
 
 
-def blocks_of(allocation: Allocation | None, result: Mapping[str, Any]) -> list[Any]:
+def blocks_of(allocation: Allocation | None, result: Result) -> list[Any]:
   """How a structure was allocated; nothing if none was.
 
   Args:
@@ -173,7 +173,7 @@ def blocks_of(allocation: Allocation | None, result: Mapping[str, Any]) -> list[
   return [tell_choice(allocation, result), score_chart(allocation), table]
 
 
-def tell_choice(allocation: Allocation, result: Mapping[str, Any]) -> str:
+def tell_choice(allocation: Allocation, result: Result) -> str:
   """How a structure was allocated, within which budget, and at what cost."""
   cost = result['allocation']
   numbers = Markup('Numbers: <code>structure/</code>.')

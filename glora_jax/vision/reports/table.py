@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.files import write_csv
 from glora_jax.vision.reports.means import Number, mean_of
-from glora_jax.vision.reports.page import SERIES, group_by
+from glora_jax.vision.reports.page import SERIES, Result, group_by
 from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, TRANSFER
 
 NAME = 'table.csv'
@@ -131,7 +131,7 @@ class Board:
     return 'not ready' if name in self.missing else 'waiting'
 
 
-def board_of_run(result: Mapping[str, Any]) -> Board:
+def board_of_run(result: Result) -> Board:
   """The board of a single run, from the content of its `result.json`."""
   task = result['task']
   return Board(task, {'': Cell(task, seed=result['seed'])}, {'': dict(result)})
@@ -215,7 +215,7 @@ def write(workdir: str, rows: Sequence[Row]) -> None:
   write_csv(os.path.join(workdir, NAME), Row._fields, rows)
 
 
-def _rows_of_run(board: Board, name: str, result: Mapping[str, Any]) -> Iterator[Row]:
+def _rows_of_run(board: Board, name: str, result: Result) -> Iterator[Row]:
   cell = board.cells[name]
   names = result['structures'] if cell.rate is None else [result['result']]
   for structure in names:
