@@ -220,32 +220,26 @@ def make_steps(
   step_fn = make_step(loss_fn, optimizer, accumulate, mesh, replicated)
   shardings = {} if mesh is None else {'out_shardings': meshes.replicated(mesh)}
 
-  def streamed_step(carry, batch, frozen, key, rate=None, weight=None):
+  def step_of_run(carry, row, data, frozen, key, rate, weight):
+    batch = row
+    if data is not None:
+      index = split_traced(mesh, row)  # each device indexes its own examples
+      batch = jax.tree.map(lambda rows: rows[index], data)
     batch = jax.tree.map(functools.partial(split_traced, mesh), batch)
     return step_fn(carry, frozen, batch, key, rate, weight)
 
-  def resident_step(carry, index, data, frozen, key, rate):
-    index = split_traced(mesh, index)  # each device indexes its own examples
-    return streamed_step(carry, jax.tree.map(lambda rows: rows[index], data), frozen, key, rate)
-
-  step_of_runs = jax.vmap(resident_step, in_axes=(0, 0, None, None, 0, 0))
+  step_of_runs = jax.vmap(step_of_run, in_axes=(0, 0, None, None, 0, 0, None))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1), **shardings)
   def steps(trainable, opt_state, step, frozen, data, indices, key, rates=None, weight=None):
     step = jnp.int32(step)
     # A run that stopped in an earlier call is behind the others, and stays so.
     carry = Carry(trainable, opt_state, step, finite=step == step.max())
-    if indices is None:
-      carry, metrics = jax.lax.scan(
-        lambda carry, batch: streamed_step(carry, batch, frozen, key, rates, weight), carry, data
-      )
-    else:
-      step_by_index = step_of_runs if step.ndim else resident_step
-      carry, metrics = jax.lax.scan(
-        lambda carry, index: step_by_index(carry, index, data, frozen, key, rates),
-        carry,
-        indices,
-      )
+    rows, data = (data, None) if indices is None else (indices, data)
+    step_of_all = step_of_runs if step.ndim else step_of_run
+    carry, metrics = jax.lax.scan(
+      lambda carry, row: step_of_all(carry, row, data, frozen, key, rates, weight), carry, rows
+    )
     return carry.trainable, carry.opt_state, carry.step, metrics
 
   return steps
@@ -368,23 +362,23 @@ def _checked_runs(
     validate(state, TrainState, 'state')
     if np.shape(state.step) != shape:
       raise ValueError(f'state.step={shown(state.step)} must have the shape of the keys.')
-  if runs is None:
-    return None, None if rates is None else _checked_rates(rates, shape)
-  if mesh is not None or not isinstance(source, Resident):
-    raise ValueError(
-      'Runs side by side each have their own order of examples; pass arrays and no mesh, or train '
-      'one run after the other.'
-    )
-  if any(np.shape(leaf)[:1] != (runs,) for leaf in jax.tree.leaves(trainable)):
-    raise ValueError(f'Every array of trainable must have an axis [{runs}], a start for each key.')
-  return runs, _checked_rates(np.ones(runs) if rates is None else rates, shape)
-
-
-def _checked_rates(rates: Any, shape: tuple[int, ...]) -> jax.Array:
+  if runs is not None:
+    if mesh is not None or not isinstance(source, Resident):
+      raise ValueError(
+        'Runs side by side each have their own order of examples; pass arrays and no mesh, or '
+        'train one run after the other.'
+      )
+    if any(np.shape(leaf)[:1] != shape for leaf in jax.tree.leaves(trainable)):
+      raise ValueError(
+        f'Every array of trainable must have an axis [{runs}], a start for each key.'
+      )
+    rates = np.ones(runs) if rates is None else rates
+  if rates is None:
+    return runs, None
   checked = np.asarray(rates, np.float32)
   if checked.shape != shape or not (np.isfinite(checked) & (checked > 0)).all():
     raise ValueError(f'rates={shown(rates)} must be numbers above 0, one for each key.')
-  return jnp.asarray(checked)
+  return runs, jnp.asarray(checked)
 
 
 def minimize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +89,7 @@ def classification(
   classes = _as_mask(classes)
   if 'rngs' in kwargs:
     raise ValueError('The loss makes its rngs from its key; leave rngs out.')
-  class_counts: set[int] = set()  # filled when the model is traced, for `_check`
+  class_counts: set[int] = set()  # filled when the model is traced, for `check`
 
   def logits_of(forward: Any, inputs: jax.Array, key: jax.Array) -> jax.Array:
     if component_dropout:
@@ -122,7 +121,15 @@ def classification(
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
     return mean + consistency.weight * difference, metrics
 
-  loss.check = functools.partial(_check, class_counts)  # pyrefly: ignore
+  def check(data: Any) -> None:
+    """Raises ValueError unless data is a pair whose labels are classes."""
+    # A label that is too large makes the loss NaN, and one below 0 would count from the last class.
+    _, labels = _pair(data)
+    if np.ndim(labels) == 1:
+      check_whole_numbers(labels)
+      check_classes(labels, min(class_counts, default=None))
+
+  loss.check = check  # pyrefly: ignore
   return loss
 
 
@@ -160,21 +167,6 @@ def _pair(data: Any) -> tuple[Any, Any]:
     )
   inputs, labels = data
   return inputs, labels
-
-
-def _check(class_counts: set[int], data: Any) -> None:
-  """Raises ValueError unless data is a pair whose labels are classes.
-
-  A label that is too large makes the loss NaN, and one below 0 would count from the last class.
-
-  Args:
-    class_counts: the number of classes; empty if it is not known yet.
-    data: a data set or batch.
-  """
-  _, labels = _pair(data)
-  if np.ndim(labels) == 1:
-    check_whole_numbers(labels)
-    check_classes(labels, min(class_counts, default=None))
 
 
 def cross_entropy(

@@ -149,9 +149,6 @@ def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformati
   See `optax.conditionally_mask` for a wrapper that skips complete steps.
   """
 
-  def init_fn(params):
-    return inner.init(params)
-
   def update_fn(updates, state, params=None):
     is_used = jax.tree.map(lambda gradient: gradient != 0, updates)
     new_updates, new_state = inner.update(updates, state, params)
@@ -170,7 +167,7 @@ def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformati
     new_state = jax.tree.map(jnp.where, is_updated, new_state, state)
     return new_updates, new_state
 
-  return optax.GradientTransformation(init_fn, update_fn)
+  return optax.GradientTransformation(inner.init, update_fn)
 
 
 def warn_of_rounding(trainable: Any) -> None:
