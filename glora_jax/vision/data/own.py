@@ -17,8 +17,8 @@ import numpy as np
 from glora_jax.checks import listed, printable, shown
 from glora_jax.vision.data.image import EXTENSIONS, files_below, is_image, raise_listing_error
 from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_csv
-from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
-from glora_jax.vision.data.task import Files, Part, Task, require_measurable, require_printable
+from glora_jax.vision.data.splits import NAMES, SPLITS, divide, notes_on
+from glora_jax.vision.data.task import Files, Task, require_measurable, require_printable
 
 _UNEVEN = 5  # times as many images of one class as of another, which a note says
 
@@ -128,11 +128,10 @@ def _task(
         f'{path}: {one} and {other} share the groups {listed(sorted(common))}; move the images of '
         'each into one of the two.'
       )
-  made = divide(path, classes, train.labels, given, train.groups)
-  splits = {**given, **{split: Part(train, indices) for split, indices in made.items()}}
+  splits = divide(path, classes, given, train.groups)
   labels = {split: examples.labels for split, examples in splits.items()}
   require_measurable(path, classes, labels)
-  notes = [note_on(lacking(given))] if made else []
+  notes = notes_on(given)
   for split in (split for split in SPLITS if split in given):
     if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')
@@ -144,8 +143,7 @@ def _task(
       f'({counts[most]}); --config.data.balance=sample and --config.report.metric=balanced make '
       'them count alike.'
     )
-  in_order = {split: splits[split] for split in SPLITS}
-  return Task(f'{kind}:{path}', classes, in_order, path, (*notes, *ignored))
+  return Task(f'{kind}:{path}', classes, splits, path, (*notes, *ignored))
 
 
 def _group(pattern: str, path: str) -> str:

@@ -6,7 +6,7 @@ train, 10% each to val and test. Groups of images, all those of a patient for in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -130,42 +130,40 @@ def lacking(given: Collection[str]) -> list[str]:
 def divide(
   origin: str,
   classes: Sequence[str],
-  labels: np.ndarray,
-  given: Collection[str],
+  given: Mapping[str, Examples],
   groups: Sequence[str] = (),
-) -> dict[str, np.ndarray]:
-  """The indices of 'train' that are left for it, and those of the splits that are lacking.
+) -> dict[str, Examples]:
+  """The splits 'train', 'val' and 'test' of a data set; those that it lacks are taken from 'train'.
 
   Args:
     origin: what sentences call the data set.
     classes: names of the classes.
-    labels: the class of every example of 'train'.
-    given: names of the splits that there are.
-    groups: the group of every example; none if each is alone.
-
-  Returns:
-    Indices by split; none if no split is lacking.
+    given: the splits that there are.
+    groups: the group of every example of 'train'; none if each is alone.
 
   Raises:
     ValueError: a class has too few examples.
   """
-  into = ('train', *lacking(given))
-  if len(into) == 1:
-    return {}
-  counts = np.bincount(labels, minlength=len(classes))
-  counted = zip(classes, counts, strict=True)
-  if rare := [f'{name} ({count})' for name, count in counted if count < len(into)]:
-    raise ValueError(
-      f'{origin}: every class needs at least {len(into)} images to be split into '
-      f'{", ".join(into)}; too few in {listed(rare)}.'
-    )
-  if groups:
-    parts = assign_groups(labels, groups, len(into), SEED)
-  else:
-    parts = assign(labels, len(into), SEED)
-  return {split: np.flatnonzero(parts == part) for part, split in enumerate(into)}
+  train, into = given['train'], ('train', *lacking(given))
+  splits = dict(given)
+  if len(into) > 1:
+    counts = np.bincount(train.labels, minlength=len(classes))
+    counted = zip(classes, counts, strict=True)
+    if rare := [f'{name} ({count})' for name, count in counted if count < len(into)]:
+      raise ValueError(
+        f'{origin}: every class needs at least {len(into)} images to be split into '
+        f'{", ".join(into)}; too few in {listed(rare)}.'
+      )
+    if groups:
+      parts = assign_groups(train.labels, groups, len(into), SEED)
+    else:
+      parts = assign(train.labels, len(into), SEED)
+    for part, split in enumerate(into):
+      splits[split] = Part(train, np.flatnonzero(parts == part))
+  return {split: splits[split] for split in SPLITS}
 
 
-def note_on(made: Sequence[str]) -> str:
-  """A sentence on splits that `divide` made."""
-  return f'{" and ".join(made)} were taken from train, stratified, seed {SEED}: 10% each.'
+def notes_on(given: Collection[str]) -> list[str]:
+  """A sentence on the splits that `divide` takes from 'train', if any."""
+  made = ' and '.join(lacking(given))
+  return [f'{made} were taken from train, stratified, seed {SEED}: 10% each.'] if made else []

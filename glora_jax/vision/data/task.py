@@ -27,14 +27,12 @@ class Example(NamedTuple):
   """An image, which is decoded when it is asked for.
 
   Attributes:
-    name: its name in messages, with its place.
-    key: its name in records: unique in a split, and the same wherever the images are.
+    key: its name: unique in a split, and the same wherever the images are.
     image: returns it as RGB; with `draft=True` perhaps a smaller one, enough to see that it can be
       decoded. Raises OSError if it cannot.
     path: the file that holds it alone; None if there is none.
   """
 
-  name: str
   key: str
   image: Callable[..., Image.Image]
   path: str | None = None
@@ -78,7 +76,7 @@ class Files:
     """The file at a position."""
     path = self.paths[index]
     key = path.removeprefix(os.path.join(self.root, ''))
-    return Example(path, key, functools.partial(image.decode, path), path)
+    return Example(key, functools.partial(image.decode, path), path)
 
 
 @dataclasses.dataclass

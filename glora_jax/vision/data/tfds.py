@@ -23,8 +23,8 @@ from glora_jax.checks import shown
 from glora_jax.files import first_line
 from glora_jax.progress import is_watched, progress_bar
 from glora_jax.vision.data.image import decode, from_array
-from glora_jax.vision.data.splits import NAMES, SPLITS, divide, lacking, note_on
-from glora_jax.vision.data.task import Example, Examples, Part, Source, Task
+from glora_jax.vision.data.splits import NAMES, SPLITS, divide, notes_on
+from glora_jax.vision.data.task import Example, Examples, Source, Task
 from glora_jax.vision.files import read_array, write_array
 
 log = logging.getLogger(__name__)
@@ -196,8 +196,7 @@ class TfdsExamples:
 
   def __getitem__(self, index: int) -> Example:
     """The example at a position."""
-    key = f'example {index} of {self.data_set}'
-    return Example(f'{key} in {self.folder}', key, functools.partial(self._image, index))
+    return Example(f'example {index} of {self.data_set}', functools.partial(self._image, index))
 
   def _image(self, index: int, *, draft: bool = False) -> Image.Image:
     stored = self._features(index)['image']
@@ -210,8 +209,8 @@ class TfdsExamples:
       return self.source[index]
     except Exception as error:  # array_record and TFDS's parser each have their own
       raise OSError(
-        f'{self[index].name} cannot be read ({first_line(error)}); remove the folder of the data '
-        'set to prepare it again.'
+        f'{self[index].key} in {self.folder} cannot be read ({first_line(error)}); remove the '
+        'folder of the data set to prepare it again.'
       ) from error
 
   @functools.cached_property
@@ -347,11 +346,8 @@ def own_task(name: str, source: Source) -> Task:
       names = ', '.join(builder.info.splits)
       raise ValueError(f"TFDS {name} has the splits {names}; expected a 'train'.")
     given = {split: read(builder, stored_name) for split, stored_name in stored().items()}
-    train = given['train']
-    made = divide(f'TFDS {name}', classes, train.labels, given)
-    return {**given, **{split: Part(train, indices) for split, indices in made.items()}}
+    return divide(f'TFDS {name}', classes, given)
 
   splits = {split: lambda split=split: examples()[split] for split in SPLITS}
-  made = lacking(stored())
-  notes = (note_on(made),) if made and is_prepared(builder) else ()
-  return task_of([builder], f'tfds:{name}', classes, splits, notes=notes)
+  notes = notes_on(stored()) if is_prepared(builder) else []
+  return task_of([builder], f'tfds:{name}', classes, splits, notes=tuple(notes))

@@ -147,11 +147,12 @@ def show(
 
 
 def _inputs(task: Task) -> Iterator[str]:
-  """The path of a task's CSV or folder, and paths or names of all images."""
+  """The path of a task's CSV or folder, and those of all images that are files."""
   yield task.name.partition(':')[2]
   for split in task.splits:
     examples = task.open(split)
-    yield from (examples[index].name for index in range(len(examples.labels)))
+    paths = (examples[index].path for index in range(len(examples.labels)))
+    yield from filter(None, paths)
 
 
 def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ def opened(request, task, tmp_path):
 
 def names_of(task, split):
   examples = task.open(split)
-  return [os.path.basename(examples[index].name) for index in range(len(examples.labels))]
+  return [os.path.basename(examples[index].path) for index in range(len(examples.labels))]
 
 
 def break_images(tmp_path):

@@ -26,7 +26,7 @@ def photos(tmp_path):
 
 
 def names(examples):
-  return {examples[index].name for index in range(len(examples.labels))}
+  return {examples[index].path for index in range(len(examples.labels))}
 
 
 def open_all(task):
@@ -120,7 +120,7 @@ def test_a_csv_is_split_as_it_says(photos, header, splits, sizes):
   assert len(set.union(*map(names, parts))) == 18
   for part in parts:
     for index, label in enumerate(part.labels):
-      assert f'/{task.classes[label]}/' in part[index].name
+      assert f'/{task.classes[label]}/' in part[index].path
   if sizes[2] == 6:
     assert {name[-7:] for name in names(task.open('test'))} == {'006.png', '007.png', '008.png'}
 

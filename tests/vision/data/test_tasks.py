@@ -77,7 +77,7 @@ def test_noahs_vtab_folder_is_read(tmp_path):
   assert "NOAH's folder" in task.origin
   assert [len(task.open(split).labels) for split in ('train', 'val', 'test')] == [5, 3, 4]
   opened = task.open('train+val')
-  assert opened[4].name == str(folder / 'images/train800/000004.jpg')
+  assert opened[4].path == str(folder / 'images/train800/000004.jpg')
   assert_array_equal(opened.labels, [0, 1, 2, 3, 4, 0, 1, 2])
 
 
@@ -136,7 +136,7 @@ def test_noahs_lists_of_few_shots_are_read(tmp_path):
   for number, split in enumerate(SPLITS):
     opened = task.open(split)
     assert opened.labels.tolist() == [0, 1]
-    assert opened[1].name.endswith(f'/images/{2 * number + 1}.jpg')
+    assert opened[1].path.endswith(f'/images/{2 * number + 1}.jpg')
 
 
 def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):

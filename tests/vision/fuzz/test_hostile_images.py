@@ -59,7 +59,7 @@ def decoded_task(name, work):
   splits, seen = {}, []
   for split in task.splits:
     examples = task.open(split)
-    names = [examples[index].name for index in range(len(examples.labels))]
+    names = [examples[index].path for index in range(len(examples.labels))]
     assert examples.labels.max() < task.num_classes
     splits[split], seen = [names, examples.labels], seen + names
   assert len({os.path.normpath(name) for name in seen}) == len(seen), 'an image is there twice'

@@ -34,8 +34,7 @@ class Scans:
 
   def __getitem__(self, index: int) -> Example:
     """The scan at a position."""
-    name = f'example {index} of digits'
-    return Example(name, name, functools.partial(_image, index))
+    return Example(f'example {index} of digits', functools.partial(_image, index))
 
 
 def _image(index: int, *, draft: bool = False) -> Image.Image:
