@@ -72,10 +72,8 @@ class Stage:
     name: its name, and that of its folder in the workdir. The part before a '/' is the title under
       which its seconds and its profile are kept.
     run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
-      earlier start left in the folder, and has nothing left to do if the stage is complete.
-    load: `(context, *results) -> result`, reads what `run` left in the folder. With it, `run` is
-      called only if the stage is not complete or lacks a file, and what it returns is not used. If
-      it is None, `run` is always called, and returns the result of a complete stage, too.
+      earlier start left in the folder, and only reads what is complete. A file that was removed,
+      as the error about a damaged one says, is written again.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it uses.
     check: raises ValueError or OSError for what can be known before anything runs.
@@ -88,7 +86,6 @@ class Stage:
 
   name: str
   run: Callable[..., Any]
-  load: Callable[..., Any] | None = None
   reads: tuple[str, ...] = ()
   after: tuple[str, ...] = ()
   check: Callable[[Context], Any] = lambda context: None
@@ -152,29 +149,10 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
     ):
       given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
       inputs = [results[name] for name in stage.after]
-      results[stage.name] = _run_or_load(stage, mark['complete'], given, *inputs)
+      results[stage.name] = stage.run(given, *inputs)
     marks[stage.name] = mark
     log.info('%s: done in %.1f s', stage.name, mark['seconds'])
   return results[wanted[-1].name]
-
-
-def _run_or_load(stage: Stage, is_complete: bool, context: Context, *inputs: Any) -> Any:
-  """The result of a stage, which is run unless it is complete and has all its files.
-
-  Whoever removes a damaged file, as the error about it says, has it written again.
-  """
-  if stage.load is None:
-    return stage.run(context, *inputs)
-  result, is_loaded = None, False
-  if is_complete:
-    with contextlib.suppress(FileNotFoundError):
-      result = stage.load(context, *inputs)
-      is_loaded = True
-  if meshes.on_any(not is_loaded):
-    stage.run(context, *inputs)
-    meshes.barrier(stage.name)  # the primary process has written
-    result = stage.load(context, *inputs)
-  return result
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
     if 2 in sizes:
       raise OSError('no space left')
 
-  job.stages = (dataclasses.replace(job.stages[0], run=run, load=None),)
+  job.stages = (dataclasses.replace(job.stages[0], run=run),)
   with pytest.raises(OSError, match='no space'):
     job.start()
   first = read_mark(str(job.folder / 'first'))['programs']['sum']
@@ -338,9 +338,7 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
       current.clear()
 
   def noting(one):
-    functions = {'run': one.run, 'load': one.load} if one.load else {'run': one.run}
-    noted_ones = {name: functools.partial(noted, one, x) for name, x in functions.items()}
-    return dataclasses.replace(one, **noted_ones)
+    return dataclasses.replace(one, run=functools.partial(noted, one, one.run))
 
   stages = [noting(one) if one.has_folder else one for one in stages_of(config)]
   monkeypatch.setattr(experiment, 'stages_of', lambda settings: tuple(stages))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 from typing import Any
 
 import flax
@@ -65,8 +66,7 @@ def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
   head = Stage('head', _train_head, reads=reads, splits=(train_split_of(settings),), shared=True)
   gradient = Stage(
     'gradient',
-    score_by_gradient,
-    read_scores,
+    _score,
     reads=(*reads, 'allocation.'),
     after=('head',),
     check=_check_prior,
@@ -138,43 +138,49 @@ def equal_batches(
   return order[: num_examples // size * size].reshape(-1, size)
 
 
-def score_by_gradient(context: Context, warm: Model) -> None:
-  """Writes all units' scores and starting values to `gradient/allocation.safetensors`.
+def _score(context: Context, warm: Model) -> Allocation:
+  """All units' scores and starting values, with the structure at the knee of the curve.
+
+  They are read off the gradient and written, unless an earlier start has written them.
 
   Args:
     context: the context.
     warm: the model and its variables, with a warm head.
 
   Raises:
-    ValueError: a loss is not finite.
+    ValueError: a loss is not finite, or the file is damaged.
   """
-  priors = {
-    None: None,
-    'shifts': functools.partial(allocate_shifts, context),
-    'transfer': functools.partial(transfer_of, context),
-  }
-  split, key = context.images.split(context.train_split), context.key(Stream.STRUCTURE)
-  prior = priors[context.settings.allocation.prior]
-  allocation = _read_off_gradient(context, warm, split, key, prior)
-  trainable, _ = warm.adapted.split(allocation.variables)
-  content = {
-    'borrowed': allocation.borrowed,
-    'signal': np.nan if allocation.signal is None else allocation.signal,
-    'start': jax.tree.map(on_host, trainable),
-    'scores': allocation.scores._asdict(),
-  }
-  arrays: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
-  if meshes.primary():
-    write_tensors(context.path('gradient', ALLOCATION), arrays, 'allocation', {})
+  path = context.path('gradient', ALLOCATION)
+  if meshes.on_any(not os.path.exists(path)):
+    priors = {
+      None: None,
+      'shifts': functools.partial(allocate_shifts, context),
+      'transfer': functools.partial(transfer_of, context),
+    }
+    split, key = context.images.split(context.train_split), context.key(Stream.STRUCTURE)
+    prior = priors[context.settings.allocation.prior]
+    allocation = _read_off_gradient(context, warm, split, key, prior)
+    trainable, _ = warm.adapted.split(allocation.variables)
+    content = {
+      'borrowed': allocation.borrowed,
+      'signal': np.nan if allocation.signal is None else allocation.signal,
+      'start': jax.tree.map(on_host, trainable),
+      'scores': allocation.scores._asdict(),
+    }
+    arrays: dict[str, Any] = flax.traverse_util.flatten_dict(content, sep='/')
+    if meshes.primary():
+      write_tensors(path, arrays, 'allocation', {})
+    meshes.barrier('gradient')  # the primary process has written
+  return _read_scores(path, warm)
 
 
-def read_scores(context: Context, warm: Model) -> Allocation:
-  """What `score_by_gradient` wrote, with the structure at the knee of the curve.
+def _read_scores(path: str, warm: Model) -> Allocation:
+  """What `_score` wrote, with the structure at the knee of the curve.
 
   Raises:
     ValueError: the file is damaged, or of a later version.
   """
-  path, spec = context.path('gradient', ALLOCATION), warm.adapted.spec
+  spec = warm.adapted.spec
   arrays, _ = read_tensors(path, 'allocation')
   trainable, frozen = warm.adapted.split(warm.variables)
   layers, parts = (len(spec),), (len(spec), 'rank')

@@ -42,7 +42,6 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
   search = Stage(
     'search',
     _search,
-    _read,
     reads=('budget', 'search.'),
     after=('supernet',),
   )
@@ -65,16 +64,17 @@ def _train_supernet(context: Context) -> Any:
   return train(context, 'supernet', supernet, recipe, context.train_split, key).variables
 
 
-def _search(context: Context, supernet: Any) -> None:
-  """Scores structures on the search split, with the supernet's weights.
+def _search(context: Context, supernet: Any) -> Archive:
+  """All structures that were scored on the search split, with the supernet's weights.
 
-  The archive of all of them is written after every generation.
+  Their archive is written after every generation.
   """
-  path = context.path('search', 'archive.safetensors')
+  path, settings = context.path('search', 'archive.safetensors'), context.settings
   archive = None
   if os.path.exists(path):
     archive = read_archive(path, context.adapted.spec)
-    log.info('search: resumed after generation %d', archive.generation[-1])
+    if archive.generation[-1] < settings.search.generations:
+      log.info('search: resumed after generation %d', archive.generation[-1])
 
   def on_generation(archive: Archive) -> None:
     if meshes.primary():
@@ -83,22 +83,16 @@ def _search(context: Context, supernet: Any) -> None:
     if context.stop():
       raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)
 
-  evolution.evolve(
+  return evolution.evolve(
     context.adapted.spec,
     functools.partial(score, context, supernet, split=context.search_split),
     context.key(Stream.SEARCH),
-    settings=context.settings.search,
-    budget=context.settings.budget,
+    settings=settings.search,
+    budget=settings.budget,
     archive=archive,
     on_generation=on_generation,
     progress=meshes.primary(),
   )
-
-
-def _read(context: Context, supernet: Any) -> Archive:
-  """All structures that were scored."""
-  del supernet
-  return read_archive(context.path('search', 'archive.safetensors'), context.adapted.spec)
 
 
 def _finetune(context: Context, supernet: Any, archive: Archive) -> Model:

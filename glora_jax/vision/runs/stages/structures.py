@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TypedDict
 
 import numpy as np
 
@@ -49,17 +48,11 @@ FILE = 'file'  # the name of a structure from a file
 READS_OF_TRANSFER = ('allocation.transfer', 'allocation.max_rank')
 
 
-class _Genome(TypedDict):
-  genome: list[list[int]]
-  layers: list[dict[str, str]]
-
-
 def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   """The stages that find a structure without a search."""
   if settings.has_gradient:
     structure = Stage(
       FOLDER,
-      _write_choice,
       _choose,
       reads=('budget',),
       after=('gradient',),
@@ -69,7 +62,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
   if settings.structure in (SEARCH, FINETUNING):
     return ()
   reads = ('budget', *(READS_OF_TRANSFER if settings.structure == TRANSFER else ()))
-  return (Stage(FOLDER, _look_up, _read_structure, reads=reads, check=_resolve),)
+  return (Stage(FOLDER, _look_up, reads=reads, check=_resolve),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -128,29 +121,21 @@ def _choose(context: Context, found: Allocation) -> Model:
   allocation = choose_within(context.settings.budget, found)
   if allocation.proposed:
     log.info('No budget given: using the knee of the curve, %s parameters.', f'{found.budget:,}')
+  _write(context, found.spec, allocation.genome)
   learner = context.place(GRADIENT).adapted.fix(allocation.genome)
   return Model(learner, allocation.variables, allocation=allocation)
 
 
-def _write_choice(context: Context, found: Allocation) -> None:
-  """Writes the gradient's structure, to be read by people."""
-  _write(context, found.spec, choose_within(context.settings.budget, found).genome)
-
-
-def _look_up(context: Context) -> None:
-  """Writes the structure of a preset, a file or transferred scores."""
-  genome, _ = _resolve(context)
-  if genome is not None:
-    _write(context, context.place(context.settings.structure).adapted.spec, genome)
-
-
 def _write(context: Context, spec: Spec, genome: np.ndarray) -> None:
-  if meshes.primary():
-    write_json(context.path(FOLDER, 'genome.json'), genome_to_json(spec, genome), 'genome')
+  """Writes a structure, for people and later starts, unless an earlier start has."""
+  path = context.path(FOLDER, 'genome.json')
+  with meshes.primary_first(FOLDER):
+    if meshes.primary() and not os.path.exists(path):
+      write_json(path, genome_to_json(spec, genome), 'genome')
 
 
-def _read_structure(context: Context) -> Model:
-  """The structure that was looked up; its own file may no longer exist.
+def _look_up(context: Context) -> Model:
+  """The structure of a preset, a file or transferred scores; the file may no longer exist.
 
   Raises:
     ValueError: the file has another genome than when the job began.
@@ -158,7 +143,9 @@ def _read_structure(context: Context) -> Model:
   path, settings = context.path(FOLDER, 'genome.json'), context.settings
   place = context.place(settings.structure)
   named, allocation = _resolve(context)
-  content = read_json(path, 'genome', _Genome)
+  if named is not None:
+    _write(context, place.adapted.spec, named)
+  content = read_json(path, 'genome')
   with reading(path):
     genome = genome_from_json(place.adapted.spec, content)
   if named is not None and not np.array_equal(named, genome):
