@@ -119,7 +119,7 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
     time.sleep(0.05)
   copy_as_if_killed(two, left)
   printed = finish(*pair)
-  assert '| searched |' in printed[0]
+  assert '| **searched** |' in printed[0]
   assert 'searched' not in printed[1]
   finish(start(left, *layout, devices=2))
   finish(start(alone, devices=4))
