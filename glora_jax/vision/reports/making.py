@@ -139,8 +139,7 @@ def table_of_programs(result: Result) -> Table:
 
 def reproduce(board: Board) -> list[Any]:
   """What the results were made from, and with which commands."""
-  facts: dict[tuple[str, str], None] = {}  # each value of a term once
-  processes = []
+  facts, processes = [], []
   for name, result in board.finished.items():
     processes += [each for each in result.get('provenance', ()) if each not in processes]
     if name not in board.tested:
@@ -148,7 +147,7 @@ def reproduce(board: Board) -> list[Any]:
     data, revision = result['data'], result.get('weights_revision')
     commit = f' (commit {revision[:12]})' if revision else ''
     counts = ', '.join(f'{number:,} {split}' for split, number in data['images'].items())
-    own = [
+    facts += [
       ('Seed', str(result['seed'])),
       *(('Learning rate', f'{found["rate"]:g}') for found in result['structures'].values()),
       ('Weights', Markup('<code>{}</code>{}').format(result['weights'], commit)),
@@ -158,10 +157,9 @@ def reproduce(board: Board) -> list[Any]:
         paragraph(f'{data["origin"]}: {counts}.', *data['notes']),
       ),
     ]
-    facts |= dict.fromkeys(own)
-  terms = [
+  terms = [  # with each value once
     (term, Markup(', ').join(value for _, value in same))
-    for term, same in group_by(facts, lambda fact: fact[0]).items()
+    for term, same in group_by(dict.fromkeys(facts), lambda fact: fact[0]).items()
   ]
   blocks: list[Any] = [Facts(terms)]
   for made in processes:
