@@ -356,9 +356,8 @@ def _save_models(context: Context, candidate: Model) -> float:
   Returns:
     The largest difference of a logit between the adapted model and the folded file.
   """
-  adapted, variables, folded = candidate.adapted, candidate.variables, fold(context, candidate)
-  if context.mesh is not None:
-    variables, folded = jax.tree.map(tree.on_host, (variables, folded))
+  adapted, arrays = candidate.adapted, (candidate.variables, fold(context, candidate))
+  variables, folded = jax.tree.map(tree.on_host, arrays)
   with meshes.primary_first('folded'):
     if meshes.primary():
       if not isinstance(adapted, FullFineTuning):
