@@ -473,24 +473,21 @@ def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
     ours = 'ours, '
   found = []
   for number, same in enumerate(methods):
-    label = _label(same) if same[0].is_published else ours + _label(same)
+    label = _label(same)
+    if same[0].is_published:
+      style = _PUBLISHED.get(label, ('others, published', 'grey', 'ring'))
+    else:  # of one task by where its structure is from, of several by its name
+      label = ours + label
+      style = _STYLES.get(same[0].structure, ('fixed', 'purple', 'dot'))
+      if board.by_task:
+        style = label, f'series-{number % len(SERIES)}', 'dot'
     is_strong = all(row.role == 'result' for row in same)
-    style, cells = _style(board, same[0], label, number), _accuracies(board, same)
-    found.append(Method(label, same, style, is_strong, cells))
+    found.append(Method(label, same, style, is_strong, _accuracies(board, same)))
   return found
 
 
 def _label(rows: Iterable[Row]) -> str:
   return ' or '.join(dict.fromkeys(row.label for row in rows))
-
-
-def _style(board: Board, row: Row, label: str, number: int) -> tuple[str, str, str]:
-  """How a method is drawn: of one task by where its structure is from, of several by its name."""
-  if row.is_published:
-    return _PUBLISHED.get(label, ('others, published', 'grey', 'ring'))
-  if board.by_task:
-    return label, f'series-{number % len(SERIES)}', 'dot'
-  return _STYLES.get(row.structure, ('fixed', 'purple', 'dot'))
 
 
 def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]:
