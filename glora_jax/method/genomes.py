@@ -145,7 +145,7 @@ def count_params(spec: Spec, genomes: Any) -> Any:
     160
   """
   check_genome(spec, genomes, concrete=True)
-  counts = _lookup(spec.cost_table, genomes).sum((-2, -1))
+  counts = lookup(spec.cost_table, genomes).sum((-2, -1))
   return counts if counts.ndim else int(counts)
 
 
@@ -170,10 +170,10 @@ def canonicalize(spec: Spec, genomes: Any) -> np.ndarray:
     [[0, 3, 0, 0, 0]]
   """
   check_genome(spec, genomes, concrete=True)
-  return _lookup(spec._canonical_table, genomes)
+  return lookup(spec._canonical_table, genomes)
 
 
-def _lookup(table: np.ndarray, genomes: Any) -> np.ndarray:
+def lookup(table: np.ndarray, genomes: Any) -> np.ndarray:
   """`table[row, tensor, code]` of each code of genomes, [..., layer, 5]."""
   rows, tensors, codes = table.shape
   starts = (np.arange(rows * tensors) * codes).reshape(rows, tensors)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from glora_jax.method.genomes import genome_to_json
+from glora_jax.method.genomes import genome_to_json, lookup
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
@@ -103,9 +103,7 @@ def describe(spec: Spec, genome: np.ndarray | Sequence) -> list[dict[str, Any]]:
     >>> layer['layer'], layer['B'], layer['params']
     ('fc1', 'lora:4', [0, 160, 0, 0, 0])
   """
-  genome = np.asarray(genome)
-  costs = spec.cost_table[np.arange(len(spec))[:, None], np.arange(5), genome]  # [layer, 5]
-  layers = genome_to_json(spec, genome)['layers']
+  costs, layers = lookup(spec.cost_table, genome), genome_to_json(spec, genome)['layers']
   return [{**layer, 'params': own.tolist()} for layer, own in zip(layers, costs, strict=True)]
 
 
