@@ -75,7 +75,6 @@ def _cloud_chart(
     _mark('chosen: ', params[at], error[at], 'red', 'star') for at in np.flatnonzero(is_chosen)
   ]
   limit = [] if result['budget'] is None else [result['budget']]
-  legend = [('presets', 'purple', 'diamond')] if presets else []
   return Chart(
     "Error against parameters, with the supernet's weights",
     axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
@@ -86,7 +85,7 @@ def _cloud_chart(
     ],
     [*front, *presets, *chosen],
     [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
-    [*legend, ('chosen', 'red', 'star')],
+    [('presets', 'purple', 'diamond'), ('chosen', 'red', 'star')],
   )
 
 

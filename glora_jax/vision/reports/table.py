@@ -83,7 +83,7 @@ class Board:
 
   title: str
   cells: Mapping[str, Cell]
-  results: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  results: dict[str, Result] = dataclasses.field(default_factory=dict)
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -98,7 +98,7 @@ class Board:
     return {name: cell for name, cell in self.cells.items() if cell.rate is None}
 
   @property
-  def finished(self) -> dict[str, dict[str, Any]]:
+  def finished(self) -> dict[str, Result]:
     """The results in the order of the runs, and not the one in which they ended."""
     return {name: self.results[name] for name in self.cells if name in self.results}
 
@@ -134,7 +134,7 @@ class Board:
 def board_of_run(result: Result) -> Board:
   """The board of a single run, from the content of its `result.json`."""
   task = result['task']
-  return Board(task, {'': Cell(task, seed=result['seed'])}, {'': dict(result)})
+  return Board(task, {'': Cell(task, seed=result['seed'])}, {'': result})
 
 
 class Row(NamedTuple):
