@@ -223,7 +223,7 @@ def write_results(
   """
   settings, candidates, task = context.settings, listed.candidates, context.task
   candidate = candidates[listed.result]
-  archive, supernet = listed.found.get('search'), listed.found.get('supernet')
+  archive = listed.found.get('search')
   allocation = listed.found['structure'].allocation if 'structure' in listed.found else None
   splits = (context.train_split, context.search_split, settings.final_split)
   images = {split: len(task.open(split).labels) for split in splits}
@@ -236,9 +236,10 @@ def write_results(
     outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, files)
     tested = {'fold_max_abs_diff': _save_models(context, candidate), **_measure(outcome)}
   searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
+  inherited = {}
   if archive is not None:
-    number = images[context.search_split]
-    volumes = hypervolumes(archive, context.adapted.spec, number)
+    volumes = hypervolumes(archive, context.adapted.spec, images[context.search_split])
+    inherited = _measure_presets(context, listed.found['supernet'])
     searched = {
       'finetuned': settings.finetunes,
       'evaluations': len(archive),
@@ -278,7 +279,6 @@ def write_results(
       'epochs': cost.spared(settings.training, is_borrowed) if settings.has_gradient else 0,
       'borrowed': allocation.borrowed,
     }
-  inherited = {} if supernet is None else _measure_presets(context, supernet)
   if meshes.primary():
     if outcome is not None:
       write_predictions(context.path('predictions.csv'), task.classes, outcome.rows())
@@ -345,8 +345,10 @@ def _measure_presets(context: Context, supernet: Any) -> dict[str, dict[str, flo
   adapted, split, found = context.adapted, context.search_split, {}
   for name, preset in presets.presets(adapted.spec).items():
     measured = measure(context, Model(adapted.fix(preset), supernet), split)
-    accuracy = measured[f'{split}_accuracy']
-    found[name] = {'params': adapted.count_params(preset), 'accuracy': accuracy}
+    found[name] = {
+      'params': adapted.count_params(preset),
+      'accuracy': measured[f'{split}_accuracy'],
+    }
   return found
 
 
