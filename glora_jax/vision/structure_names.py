@@ -63,7 +63,7 @@ def preset_label(spec: Spec, name: str) -> str:
     return TITLES.get(base, base) + name.removeprefix(base)
   placed = zip(spec, mask_of_place(spec, place), strict=True)
   largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
-  return f'{base}:{"/".join(map(str, largest))}' + ('' if place is None else f'@{place}')
+  return f'{base}:{"/".join(map(str, largest))}{name.removeprefix(base)}'
 
 
 def file_name(name: str) -> str:

@@ -128,7 +128,7 @@ def _training_chart(
   for number, (stage, measured) in enumerate(stages.items()):
     color, name = f'series-{number % len(SERIES)}', stage_title(stage, structures)
     best = structures.get(structure_of(stage), {}).get('best_epoch')
-    for field, kind in ((metric, 'line'), (f'val_{metric}', 'dashed')):
+    for field, kind, split in ((metric, 'line', ''), (f'val_{metric}', 'dashed', ', validation')):
       curve = [
         (line['epoch'], scale * value)
         for line in measured
@@ -136,7 +136,6 @@ def _training_chart(
       ]
       if curve:
         lines.append(Line(name, color, curve, kind))
-      split = ', validation' if kind == 'dashed' else ''
       for x, y in curve:
         # A compiled call may end some steps after the epoch.
         is_best = kind == 'dashed' and round(x) == best

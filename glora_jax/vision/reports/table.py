@@ -203,11 +203,12 @@ def rows_of(board: Board) -> list[Row]:
   Below the row of a run's result on the test images is one for each class. Published results are
   there only if they were trained on the same images as ours.
   """
-  found = [
+  rows = [
     row for name, result in board.finished.items() for row in _rows_of_run(board, name, result)
   ]
-  shows_published = board.by_task and not tell_other_images(board)
-  return [*found, *(_published_rows(board) if shows_published else ())]
+  if board.by_task and not tell_other_images(board):
+    rows += _published_rows(board)
+  return rows
 
 
 def write(workdir: str, rows: Sequence[Row]) -> None:
@@ -253,10 +254,8 @@ def _rows_of_run(board: Board, name: str, result: Result) -> Iterator[Row]:
           columns = result.get('by_class', {})
           for class_name in columns.get('images', ()):
             measured = {field: column[class_name] for field, column in columns.items()}
-            accuracy = measured['recall']
-            yield row._replace(
-              class_name=class_name, accuracy=accuracy, balanced_accuracy=None, **measured
-            )
+            measured |= {'accuracy': measured['recall'], 'balanced_accuracy': None}
+            yield row._replace(class_name=class_name, **measured)
 
 
 class Place(NamedTuple):
