@@ -45,10 +45,30 @@ def search_blocks(result: Result, spec: Spec, archive: Archive | None) -> list[A
     ],
     [Mark(at, f'generation {at[0]}: best so far {at[1]:.1f}%', 'red') for at in best],
   )
-  searched = np.array(result['structures'][SEARCH]['genome'])
-  is_chosen = (archive.genomes == searched).all(axis=(1, 2))
   params, error = count_params(spec, archive.genomes), 100 - accuracy
-  cloud = _cloud_chart(result, params, error, is_chosen)
+  front = [_mark('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
+  presets = [
+    _mark(f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
+    for name, found in result['presets'].items()
+  ]
+  searched = np.array(result['structures'][SEARCH]['genome'])
+  chosen = [
+    _mark('chosen: ', params[at], error[at], 'red', 'star')
+    for at in np.flatnonzero((archive.genomes == searched).all(axis=(1, 2)))
+  ]
+  limit = [] if result['budget'] is None else [result['budget']]
+  cloud = Chart(
+    "Error against parameters, with the supernet's weights",
+    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
+    axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
+    [
+      Line('scored', 'grey', thin(params, error), 'dots'),
+      Line('Pareto front', 'teal', steps([mark.at for mark in front])),
+    ],
+    [*front, *presets, *chosen],
+    [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
+    [('presets', 'purple', 'diamond'), ('chosen', 'red', 'star')],
+  )
   grown = f"""
     Structures are scored with the supernet's weights. The hypervolume of the front (the share of
     all pairs of error and parameters that some structure matches or beats) grew from
@@ -61,32 +81,6 @@ def searched_images(result: Result) -> tuple[str, int]:
   """The split that a search scored structures on, and its number of images."""
   split = 'test' if result['protocol'] == 'paper' else 'val'
   return split, result['data']['images'][split]
-
-
-def _cloud_chart(
-  result: Result, params: np.ndarray, error: np.ndarray, is_chosen: np.ndarray
-) -> Chart:
-  front = [_mark('', params[at], error[at], 'teal', 'dot') for at in pareto_front(params, error)]
-  presets = [
-    _mark(f'{name}: ', found['params'], 100 * (1 - found['accuracy']), 'purple', 'diamond')
-    for name, found in result['presets'].items()
-  ]
-  chosen = [
-    _mark('chosen: ', params[at], error[at], 'red', 'star') for at in np.flatnonzero(is_chosen)
-  ]
-  limit = [] if result['budget'] is None else [result['budget']]
-  return Chart(
-    "Error against parameters, with the supernet's weights",
-    axis('trained parameters', [0, *params, *limit, *(mark.at[0] for mark in presets)]),
-    axis('error in %', [*error, *(mark.at[1] for mark in presets)], most=100),
-    [
-      Line('scored', 'grey', thin(params, error), 'dots'),
-      Line('Pareto front', 'teal', steps([mark.at for mark in front])),
-    ],
-    [*front, *presets, *chosen],
-    [Rule(value, f'budget, {value:,}', 'dim') for value in limit],
-    [('presets', 'purple', 'diamond'), ('chosen', 'red', 'star')],
-  )
 
 
 def _mark(name: str, params: float, error: float, color: str, shape: str) -> Mark:
