@@ -12,7 +12,7 @@ from glora_jax import mesh as meshes
 from glora_jax.checks import MOST_COUNTED
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.task import Task
-from glora_jax.vision.runs.settings import SEARCH, RunSettings, TrainingSettings
+from glora_jax.vision.runs.settings import SEARCH, RunSettings
 
 log = logging.getLogger(__name__)
 
@@ -53,26 +53,10 @@ def fit_batches(
     ValueError: a batch is larger than the images, cannot be cut into equal paths or split over
       the devices, or there are more steps than can be counted.
   """
+  recipe = settings.training
   sizes = [counts[split] for split in splits]
   has_supernet = settings.structure == SEARCH
   paths = settings.sampling.paths if has_supernet else 1
-  fitted = dataclasses.replace(settings, training=_fit(settings.training, sizes, paths, mesh))
-  recipes: dict[str, Recipe] = {'training': fitted.training}
-  if has_supernet and settings.finetunes:
-    recipes['finetune'] = fitted.finetuning
-  for name, recipe in recipes.items():
-    steps = recipe.epochs * recipe.steps_per_epoch(max(sizes))
-    if steps > MOST_COUNTED:
-      raise ValueError(
-        f'{name}.epochs={recipe.epochs} means {steps:,} steps, more than can be counted; lower it.'
-      )
-  return fitted
-
-
-def _fit(
-  recipe: TrainingSettings, sizes: Sequence[int], paths: int, mesh: jax.sharding.Mesh | None
-) -> TrainingSettings:
-  """A recipe with a batch that the images fill; see `fit_batches`."""
   size, fewest, devices = recipe.batch_size, min(sizes), 1 if mesh is None else mesh.size
   if size > fewest:
     parts = recipe.accumulate * paths * devices
@@ -95,4 +79,14 @@ def _fit(
       f'sampling.paths={paths} must divide the {part} images of a supernet step on each device '
       '(training.batch_size, split by accumulate and devices); change one of the two.'
     )
-  return recipe
+  fitted = dataclasses.replace(settings, training=recipe)
+  recipes: dict[str, Recipe] = {'training': recipe}
+  if has_supernet and settings.finetunes:
+    recipes['finetune'] = fitted.finetuning
+  for name, each in recipes.items():
+    steps = each.epochs * each.steps_per_epoch(max(sizes))
+    if steps > MOST_COUNTED:
+      raise ValueError(
+        f'{name}.epochs={each.epochs} means {steps:,} steps, more than can be counted; lower it.'
+      )
+  return fitted
