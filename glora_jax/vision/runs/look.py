@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,7 +23,6 @@ from glora_jax.vision.models import fetch
 from glora_jax.vision.models.checkpoint import hub_name
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import image_size_here
-from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.fields import meanings_of
 from glora_jax.vision.runs.processes import require_devices
 from glora_jax.vision.runs.settings import DataSettings, RunSettings
@@ -39,7 +37,7 @@ _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
 
 @user_errors()
-def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
+def check(settings: RunSettings) -> bool:
   """Prints what the data of every task of a config needs; returns whether all are ready.
 
   Nothing is downloaded or prepared.
@@ -48,7 +46,6 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
     FileNotFoundError: the weights are a path where nothing is.
     ValueError: they are a name that timm does not know.
   """
-  settings = check_config(config)
   weights = str(hub_name(settings.model.weights))
   if ':' not in weights and weights not in fetch.SHORTCUTS:  # neither an address nor on a hub
     fetch.fetch(weights)
@@ -99,15 +96,13 @@ def _describe(task: Task, split: str) -> str:
 
 
 @user_errors()
-def show(
-  config: ml_collections.ConfigDict | RunSettings, path: str, *, overwrite: bool = False
-) -> None:
+def show(settings: RunSettings, path: str, *, overwrite: bool = False) -> None:
   """Draws a batch of a config's training images with their labels, at the size of the model.
 
   The first row is only resized; the others are augmented, as in training. Prints the path.
 
   Args:
-    config: config of a run; its seed chooses the images.
+    settings: config of a run; its seed chooses the images.
     path: path of the PNG.
     overwrite: whether to replace an existing file; images of the task and its CSV are never
       replaced.
@@ -117,7 +112,6 @@ def show(
     OSError: the images cannot be read, or the picture cannot be written.
   """
   require_devices()
-  settings = check_config(config)
   names = catalog.expand(settings.task)
   if names != [settings.task]:
     raise ValueError(

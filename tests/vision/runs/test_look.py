@@ -15,7 +15,7 @@ from glora_jax.vision.data import tfds
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import look
 from glora_jax.vision.runs.backbone import image_size_here
-from glora_jax.vision.runs.config import default_config
+from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.settings import ModelSettings
 
 IMAGES = [f'{name}/{n}.png' for name in ('cat $x_', 'dog') for n in range(5)]
@@ -35,7 +35,7 @@ def test_a_contact_sheet_shows_what_training_sees(config, tmp_path, monkeypatch)
   sheets = []
   monkeypatch.setattr(look, 'contact_sheet', lambda path, rows, labels: sheets.append(rows))
   config.seed = -3
-  look.show(config, str(tmp_path / 'sheet.png'))
+  look.show(check_config(config), str(tmp_path / 'sheet.png'))
   ((resized, *augmented),) = (rows.values() for rows in sheets)
   assert resized.shape == (6, 16, 16, 3)
   for row in augmented:
@@ -53,7 +53,7 @@ def test_the_size_of_weights_that_are_here_is_known(backbone, tmp_path):
 
 def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
   config.model.update(image_size=None, weights='in21k-B/16')
-  look.show(config, str(tmp_path / 'sheet.png'))
+  look.show(check_config(config), str(tmp_path / 'sheet.png'))
   with Image.open(tmp_path / 'sheet.png') as sheet:
     assert sheet.width > 400
 
@@ -84,7 +84,7 @@ def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
   with pytest.raises(FileExistsError, match=r'would replace .*, an input'):
-    look.show(config, str(tmp_path / name), overwrite=True)
+    look.show(check_config(config), str(tmp_path / name), overwrite=True)
   assert digests(tmp_path) == before
 
 
@@ -94,20 +94,21 @@ def test_a_look_at_weights_downloads_none_and_names_a_wrong_path(
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
   for name, said in (('embedded', 'in the package'), ('dinov2-S/14', 'not downloaded yet')):
     config.model.weights = name
-    assert look.check(config)
+    assert look.check(check_config(config))
     assert f'weights {name}: {said}' in capsys.readouterr().out
   config.model.weights = 'dinov2'
-  assert_refused("model.weights='dinov2' is not a file", look.check, config, kind=OSError)
+  settings = check_config(config)
+  assert_refused("model.weights='dinov2' is not a file", look.check, settings, kind=OSError)
 
 
 @pytest.mark.parametrize('skip_broken', [False, True])
 def test_images_that_cannot_be_decoded_are_not_ready(skip_broken, config, tmp_path, capsys):
-  assert look.check(config)
+  assert look.check(check_config(config))
   assert '1 of 1 ready.' in capsys.readouterr().out
   (tmp_path / IMAGES[2]).write_bytes(b'broken')
   config.data.skip_broken = skip_broken
   before = digests(tmp_path)
-  assert look.check(config) == skip_broken
+  assert look.check(check_config(config)) == skip_broken
   printed = capsys.readouterr().out
   assert (IMAGES[2] in printed) != skip_broken
   assert ('5 images, 2 of 2 classes, 2 to 3 each' in printed) == skip_broken
@@ -118,7 +119,7 @@ def test_a_suite_is_looked_at_without_preparing_anything(config, tmp_path, monke
   monkeypatch.setattr(tfds, 'prepare', lambda builder: pytest.fail('prepared'))
   config.task = 'vtab/all'
   config.data.dir = str(tmp_path)
-  assert not look.check(config)
+  assert not look.check(check_config(config))
   printed = capsys.readouterr().out
   assert '0 of 19 ready.' in printed
   assert 'resisc45/3.0.0 needs a manual download into' in printed

@@ -127,7 +127,7 @@ def on_ray(**fields):
     (start(suite__seeds=2), 'call suite.run'),
     (lambda c, p: main.run(check_config(c), p, never, 'ray'), '--runner=ray is for suites'),
     (on_ray(distributed__num_processes=2, suite__seeds=2), 'config.distributed makes one run'),
-    (lambda c, p: look.show(get_config('vtab', 'all'), p), "task='vtab/all'"),
+    (lambda c, p: look.show(check_config(get_config('vtab', 'all')), p), "task='vtab/all'"),
   ],
 )
 def test_a_job_that_cannot_be_is_refused_before_its_first_stage(call, named, run_config, tmp_path):
