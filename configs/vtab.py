@@ -36,6 +36,7 @@ def get_config(arguments='cifar100'):
   config.structure = 'search'
   config.train_on = 'train+val'
   config.data.update(source=given['source'], root=given['root'], cache='~/.cache/glora_jax/images')
+  config.data.resize = 'squash'
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
   # The official recipe, which is also the default.

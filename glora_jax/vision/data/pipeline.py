@@ -81,6 +81,7 @@ class Images:
     task: the task; from `open_images` on without the images that cannot be decoded.
     image_size: side of the square that images are resized to.
     rule: see `image.resize`.
+    share: see `image.resize`.
     workers: see `Stream`.
     resident: the splits that are kept on the devices; all others are streamed.
     identities: a text for each split that changes when its images do, wherever they are.
@@ -90,6 +91,7 @@ class Images:
   image_size: int
   _: dataclasses.KW_ONLY
   rule: ResizeRule = 'squash'
+  share: float = CROP
   workers: int = 0
   resident: Mapping[str, Split] = dataclasses.field(default_factory=dict)
   identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -98,7 +100,13 @@ class Images:
     """A split, or several joined with '+'."""
     if name in self.resident:
       return self.resident[name]
-    stream = Stream(self.task.open(name), self.image_size, rule=self.rule, workers=self.workers)
+    stream = Stream(
+      self.task.open(name),
+      self.image_size,
+      rule=self.rule,
+      share=self.share,
+      workers=self.workers,
+    )
     return Split(stream, stream.labels)
 
   def pixels(self, name: str, indices: np.ndarray) -> np.ndarray:
@@ -180,7 +188,7 @@ def open_images(
     for split in in_memory:
       path = cache and _path_in(cache, rows[split], images)
       decoded[split], faults = decode(
-        splits[split], images.image_size, images.rule, split, path=path
+        splits[split], images.image_size, images.rule, split, share=images.share, path=path
       )
       rows[split] = [
         row._replace(fault=fault) for row, fault in zip(rows[split], faults, strict=True)
@@ -233,7 +241,7 @@ def _all(rows: Mapping[str, list[Row]]) -> list[Row]:
 
 def _path_in(cache: str, rows: Sequence[Row], images: Images) -> str:
   """The file that keeps a split, decoded."""
-  content = f'{record.identify(rows)}|{images.image_size}|{images.rule}'
+  content = f'{record.identify(rows)}|{images.image_size}|{images.rule}|{images.share}'
   name = hashlib.sha256(content.encode()).hexdigest()[:32]
   return os.path.join(os.path.expanduser(cache), f'{name}.npz')
 
@@ -275,6 +283,7 @@ def load(
   image_size: int,
   *,
   rule: ResizeRule = 'squash',
+  share: float = CROP,
   skip_broken: bool = False,
 ) -> Split:
   """All examples, decoded in parallel and resized, in their order.
@@ -283,12 +292,13 @@ def load(
     examples: examples to be read.
     image_size: side of the square.
     rule: see `image.resize`.
+    share: see `image.resize`.
     skip_broken: leave out, with a warning, images that cannot be decoded.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded.
   """
-  images, faults = decode(examples, image_size, rule, 'images')
+  images, faults = decode(examples, image_size, rule, 'images', share=share)
   _require_readable({'': examples}, {'': faults}, skip_broken)
   return Split(images[_readable(faults)], examples.labels[_readable(faults)])
 
@@ -309,7 +319,7 @@ def decode(
     image_size: see `load`.
     rule: see `load`.
     title: title of the progress bar.
-    share: see `image.resize`.
+    share: see `load`.
     path: npz file in which the images are kept if all can be decoded; None keeps none.
 
   Returns:
@@ -449,6 +459,7 @@ class Stream:
     examples: see `load`.
     image_size: see `load`.
     rule: see `load`.
+    share: see `load`.
     workers: processes that decode; 0 decodes in threads of this one, which is enough where Pillow
       releases the lock.
   """
@@ -457,6 +468,7 @@ class Stream:
   image_size: int
   _: dataclasses.KW_ONLY
   rule: ResizeRule = 'squash'
+  share: float = CROP
   workers: int = 0
 
   @functools.cached_property
@@ -480,7 +492,7 @@ class Stream:
   def _read(self, indices: np.ndarray, number: int) -> np.ndarray:
     example = self.examples[int(indices[number])]
     try:
-      return resize(example.image(), self.image_size, self.rule)
+      return resize(example.image(), self.image_size, self.rule, self.share)
     except OSError as error:
       raise UnreadableImages([_sentence(example, error)], len(self.labels)) from error
 

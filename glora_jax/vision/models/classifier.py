@@ -15,7 +15,7 @@ from glora_jax.vision.data import image, pipeline
 from glora_jax.vision.data.normalization import Normalization, normalize
 from glora_jax.vision.data.task import Files
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.metadata import check_agreement, require_normalization
+from glora_jax.vision.models.metadata import check_agreement, require_normalization, resizing_of
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -84,7 +84,7 @@ class Classifier:
     self,
     path: str,
     *,
-    rule: str | None = None,
+    rule: image.ResizeRule | None = None,
     normalization: Normalization | None = None,
     **fields: Any,
   ):
@@ -120,8 +120,7 @@ class Classifier:
       )
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
-    self.rule: Any = rule or metadata.get('resize') or 'squash'
-    self.share = metadata.get('crop') or image.CROP
+    self.rule, self.share = resizing_of(metadata, rule)
     self.image_size = metadata['image_size']
     self._path = path
     self._params = jax.tree.map(jax.numpy.asarray, params)

@@ -39,6 +39,11 @@ def share_of(size: int, short_side: int) -> float | None:
   return None if short_side == round(size / CROP) else size / short_side
 
 
+def resizing_of(metadata: Metadata, rule: ResizeRule | None) -> tuple[ResizeRule, float]:
+  """(rule, share of 'crop') by which images become square; a rule that is given comes first."""
+  return rule or metadata.get('resize') or 'squash', metadata.get('crop') or CROP
+
+
 def normalization_of(mean: Sequence[float], deviation: Sequence[float]) -> str | list[list[float]]:
   """The name of a normalization, or its `statistics` if it has none."""
   given = tuple(mean), tuple(deviation)

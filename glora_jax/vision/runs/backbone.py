@@ -25,7 +25,7 @@ from glora_jax.vision.data.catalog import find, require_apart
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.fetch import fetch, known_normalization
-from glora_jax.vision.models.metadata import require_normalization
+from glora_jax.vision.models.metadata import Metadata, require_normalization
 from glora_jax.vision.models.vit import ViT
 from glora_jax.vision.runs.origins import find_weights
 from glora_jax.vision.runs.settings import (
@@ -169,21 +169,12 @@ def _hints(settings: ModelSettings) -> dict[str, Any]:
   }
 
 
-def image_size_here(settings: ModelSettings) -> int | None:
-  """The side of the images of a run, in pixels, without a download.
-
-  Returns:
-    The size in the config or in weights on this machine; None if they are elsewhere, or for images
-    that are not square.
-  """
-  if settings.image_size is not None:
-    return settings.image_size
+def metadata_here(settings: ModelSettings) -> Metadata:
+  """What is known of the weights of a run; empty where they are not on this machine."""
   name = settings.weights
   if name != weights.EMBEDDED and not os.path.exists(os.path.expanduser(name)):
-    return None
-  _, _, metadata = weights.load(fetch(name), **_hints(settings))
-  size = metadata['image_size']
-  return size if isinstance(size, int) else None
+    return {}
+  return weights.load(fetch(name), **_hints(settings)).metadata
 
 
 def adapt_spaces(

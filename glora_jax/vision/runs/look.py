@@ -21,8 +21,9 @@ from glora_jax.vision.data.task import Part, Source, Task
 from glora_jax.vision.files import require_free
 from glora_jax.vision.models import fetch
 from glora_jax.vision.models.checkpoint import hub_name
+from glora_jax.vision.models.metadata import resizing_of
 from glora_jax.vision.models.weights import EMBEDDED
-from glora_jax.vision.runs.backbone import image_size_here
+from glora_jax.vision.runs.backbone import metadata_here
 from glora_jax.vision.runs.fields import meanings_of
 from glora_jax.vision.runs.processes import require_devices
 from glora_jax.vision.runs.settings import DataSettings, RunSettings
@@ -122,11 +123,15 @@ def show(settings: RunSettings, path: str, *, overwrite: bool = False) -> None:
   require_free(path, overwrite, _inputs(task) if overwrite else ())
   examples = task.open('train')
   order = np.random.default_rng(settings.seed % 2**64).permutation(len(examples.labels))
-  size = image_size_here(settings.model) or DEFAULT_SIZE
+  metadata = metadata_here(settings.model)
+  size = settings.model.image_size or metadata.get('image_size')
+  size = size if isinstance(size, int) else DEFAULT_SIZE  # a run needs square ones
+  rule, share = resizing_of(metadata, settings.data.resize)
   images, labels = pipeline.load(
     Part(examples, order[:NUMBER_OF_IMAGES]),
     size,
-    rule=settings.data.resize,
+    rule=rule,
+    share=share,
     skip_broken=settings.data.skip_broken,
   )
   mean, deviation = map(np.array, statistics(_NORMALIZATION))

@@ -96,7 +96,7 @@ class DataSettings(Source):
 
   Attributes:
     resize: how images become square: 'squash' scales each side, 'crop' keeps the aspect ratio and
-      takes the middle.
+      takes the middle; None for what the weights say, and for 'squash' where they say nothing.
     skip_broken: whether to leave out images that cannot be decoded.
     cache: folder for decoded images; None for none.
     max_resident: most bytes of images to keep on a device, for all splits together. Training images
@@ -107,7 +107,7 @@ class DataSettings(Source):
       image by the inverse frequency of its class, with mean 1.
   """
 
-  resize: image.ResizeRule = 'squash'
+  resize: image.ResizeRule | None = None
   skip_broken: bool = False
   cache: str | None = None
   max_resident: int = field(4 * 2**30, least=0, most=2**62)

@@ -14,7 +14,7 @@ from places import ROOT, digests
 from glora_jax.vision.data import tfds
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import look
-from glora_jax.vision.runs.backbone import image_size_here
+from glora_jax.vision.runs.backbone import metadata_here
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.settings import ModelSettings
 
@@ -47,7 +47,8 @@ def test_the_size_of_weights_that_are_here_is_known(backbone, tmp_path):
   saved = str(tmp_path / 'vit.safetensors')
   weights.save(saved, *weights.load(backbone), 'timm')
   known = [('embedded', None), ('in21k-B/16', None), (saved, 2)]
-  sizes = [image_size_here(ModelSettings(weights=name, num_heads=heads)) for name, heads in known]
+  found = (metadata_here(ModelSettings(weights=name, num_heads=heads)) for name, heads in known)
+  sizes = [metadata.get('image_size') for metadata in found]
   assert sizes == [28, None, 8]
 
 

@@ -7,10 +7,27 @@ import pytest
 from tiny_runs import changed, context_of
 from trees import randomized
 
-from glora_jax.vision.data import pipeline
+from glora_jax.vision.data import image, pipeline
 from glora_jax.vision.data.task import Files, Part, Task
+from glora_jax.vision.models import weights
 from glora_jax.vision.runs import evaluation
 from glora_jax.vision.runs.backbone import Model
+
+
+@pytest.mark.parametrize('most', [2**30, 0], ids=['resident', 'streamed'])
+@pytest.mark.parametrize('given, rule', [(None, 'crop'), ('squash', 'squash')])
+def test_images_become_square_as_the_weights_say_where_the_config_does_not(
+  given, rule, most, run_config, tmp_path
+):
+  model, params, metadata = weights.load(run_config.model.weights)
+  path = str(tmp_path / 'cropped.safetensors')
+  weights.save(path, model, params, {**metadata, 'resize': 'crop', 'crop': 0.5})
+  config = changed(run_config, model__weights=path, data__resize=given, data__max_resident=most)
+  config.data.cache = str(tmp_path / 'cache')
+  run = context_of(config, tmp_path / 'run')
+  expected = image.resize(run.task.open('train')[0].image(), 8, rule, 0.5)
+  np.testing.assert_array_equal(run.images.pixels('train', [0])[0], expected)
+  assert run.metadata['resize'] == rule
 
 
 def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_config, tmp_path):

@@ -29,6 +29,7 @@ from glora_jax.vision import metrics
 from glora_jax.vision.data import pipeline
 from glora_jax.vision.files import write_predictions
 from glora_jax.vision.models import weights
+from glora_jax.vision.models.metadata import REMEMBERED
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
 from glora_jax.vision.reports.structure import describe
@@ -260,7 +261,7 @@ def write_results(
     'data': {
       'origin': task.origin,
       'notes': list(task.notes),
-      'resize': settings.data.resize,
+      'resize': context.images.rule,
       'images': images,
     },
     'normalization': context.metadata['normalization'],
@@ -367,12 +368,8 @@ def _save_models(context: Context, candidate: Model) -> float:
         save_adapter(path, adapted, variables, task=context.task.name)
         described = genome_to_json(adapted.spec, candidate.genome)
         write_json(context.path('genome.json'), described, 'genome')
-      metadata = {
-        'image_size': context.metadata['image_size'],
-        'normalization': context.metadata['normalization'],
-        'resize': context.settings.data.resize,
-        'classes': context.task.classes,
-      }
+      known = {name: context.metadata.get(name) for name in REMEMBERED}
+      metadata = {**known, 'classes': context.task.classes}
       source = context.metadata.get('source')
       weights.save(context.path('folded'), adapted.model, folded, metadata, source)
   plain, params, _ = weights.load(context.path('folded'))
