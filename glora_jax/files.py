@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -211,7 +212,8 @@ def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
 
 def first_line(reason: object) -> str:
   """The first line of a library's error message, which may be a page, cut if long."""
-  lines = str(reason).strip().splitlines() or [type(reason).__name__]
+  text = re.sub(r':\s+', ': ', str(reason).strip())
+  lines = text.splitlines() or [type(reason).__name__]
   line = lines[0][:_LONGEST_REASON].rstrip('.')
   return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 

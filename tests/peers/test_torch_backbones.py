@@ -184,6 +184,51 @@ def test_what_cannot_be_loaded_run_or_exported_is_a_sentence(folders, tmp_path):
     Classifier(folders('siglip'))
 
 
+def test_classifiers_of_transformers_may_end_in_several_layers(tmp_path):
+  config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+  module = transformers.ResNetForImageClassification(config)
+  moved(module).half().save_pretrained(tmp_path / 'half')
+  checkpoint = weights.load(tmp_path / 'half')
+  weights.save(tmp_path / 'whole', *checkpoint)
+  images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+  ours = checkpoint.model.apply({'params': checkpoint.params}, images)
+  theirs = logits_of_library(tmp_path / 'whole', images, 'transformers')
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_timm_can_replace_the_head_of_what_was_saved(tmp_path):
+  """Also where all fields of the first `config.json` stood side by side."""
+  module = timm.create_model('test_convnext', num_classes=5)
+  _hub.save_for_hf(moved(module), tmp_path / 'old', safe_serialization=True)
+  path = tmp_path / 'old' / 'config.json'
+  fields = json.loads(path.read_text())['pretrained_cfg']
+  path.write_text(json.dumps({**fields, 'architecture': 'test_convnext'}))
+  weights.save(tmp_path / 'new', *weights.load(tmp_path / 'old'))
+  other = timm.create_model(f'local-dir:{tmp_path / "new"}', pretrained=True, num_classes=2)
+  assert other.get_classifier().out_features == 2
+
+
+def test_a_vit_that_is_not_plain_stays_so_when_it_was_saved(tmp_path):
+  fields, _ = TIMM['vit_small_patch14_reg4_dinov2']
+  fields = {**fields, 'act_layer': 'relu', 'img_size': 32}
+  module = timm.create_model('vit_small_patch16_224', num_classes=5, **fields)
+  _hub.save_for_hf(moved(module), tmp_path / 'relu', model_args=fields, safe_serialization=True)
+  weights.save(tmp_path / 'again', *weights.load(tmp_path / 'relu'))
+  model, params, _ = weights.load(tmp_path / 'again')
+  images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+  theirs = logits_of_library(tmp_path / 'relu', images, 'timm')
+  np.testing.assert_allclose(model.apply({'params': params}, images), theirs, atol=1e-5)
+
+
+def test_the_file_that_is_named_is_read_or_refused(folders, tmp_path):
+  for path in (tmp_path / folders('convnext')).iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  (tmp_path / 'ema.safetensors').write_bytes((tmp_path / 'model.safetensors').read_bytes())
+  assert weights.load(tmp_path / 'model.safetensors').model.library == 'transformers'
+  with pytest.raises(ValueError, match='might read another'):
+    weights.load(tmp_path / 'ema.safetensors')
+
+
 def test_names_of_timm():
   assert hub_name('timm:convnext_atto') == 'hf:timm/convnext_atto.d2_in1k'
   with pytest.raises(ValueError, match='has no weights'):

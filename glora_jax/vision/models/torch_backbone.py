@@ -162,30 +162,31 @@ class TorchBackbone(glora_jax.torch.Module):
     glora_jax.torch.load(module, params, buffers)
     os.makedirs(folder, exist_ok=True)
     require_no_other(folder)
-    config = copy.deepcopy(dict(self.config))
     if self.library == 'timm':
       tensors = {name: value.numpy() for name, value in state.items()}
       write_safetensors(os.path.join(folder, MODEL_FILE), tensors, {'format': 'pt'})
-      arguments = {**(config.get('model_args') or {}), 'num_classes': self.num_classes}
+      arguments = {**(self.config.get('model_args') or {}), 'num_classes': self.num_classes}
       if hasattr(module, 'set_input_size'):
         arguments['img_size'] = metadata['image_size']
-      pretrained = timm.write_images(self.num_classes, metadata)
-      for name in ('label_names', 'label_descriptions'):  # of the old head
-        config.pop(name, None)
-      config |= {
+      known = module.pretrained_cfg
+      for name in ('file', 'source', 'label_names', 'label_descriptions'):  # of the old folder
+        known.pop(name, None)
+      config = {
+        'architecture': self.config['architecture'],
         'num_classes': self.num_classes,
         'model_args': arguments,
-        'pretrained_cfg': {**config.get('pretrained_cfg', {}), **pretrained},
+        'pretrained_cfg': {**known, **timm.write_images(self.num_classes, metadata)},
       }
     else:
-      config |= hugging_face.write_classes(self.num_classes, metadata)
-      config['architectures'] = [self.__name__]
       with tempfile.TemporaryDirectory(dir=folder) as written:  # names in files are others
         with _quiet():
           module.save_pretrained(written, max_shard_size='1TB')
         os.replace(os.path.join(written, MODEL_FILE), os.path.join(folder, MODEL_FILE))
-      preprocessor = hugging_face.write_images(metadata)
-      write_json(os.path.join(folder, hugging_face.PREPROCESSOR), preprocessor)
+        config = read_json(os.path.join(written, 'config.json'))
+      config |= hugging_face.write_classes(self.num_classes, metadata)
+      if metadata.get('normalization') is not None:
+        preprocessor = hugging_face.write_images(metadata)
+        write_json(os.path.join(folder, hugging_face.PREPROCESSOR), preprocessor)
     known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
     write_json(os.path.join(folder, 'config.json'), {**config, OURS: known})
 
@@ -214,10 +215,10 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
   library = library_of(config)
   build = _build_timm if library == 'timm' else _build_transformers
   try:
-    module, head, has_head, options, metadata = build(folder, config, image_size)
-    linear = module.get_submodule(head)
+    module, linear, has_head, options, metadata = build(folder, config, image_size)
     if not isinstance(linear, torch.nn.Linear) or linear.bias is None:
       raise ValueError(f'its head is a {type(linear).__name__}, and no linear layer with a bias')
+    (head,) = (name for name, part in module.named_modules() if part is linear)
     model = TorchBackbone(module.eval(), folder, config, head, options)
     arrays = {name: value.detach().numpy() for name, value in module.named_parameters()}
     metadata |= config.get(OURS, {})
@@ -245,7 +246,7 @@ def library_of(config: Mapping[str, Any]) -> str:
 
 def _build_timm(
   folder: str, config: Mapping[str, Any], image_size: int | None
-) -> tuple[torch.nn.Module, str, bool, dict[str, Any], Metadata]:
+) -> tuple[torch.nn.Module, Any, bool, dict[str, Any], Metadata]:
   """A module of timm; see `_build_transformers`."""
   import timm as library
 
@@ -255,19 +256,17 @@ def _build_timm(
   module = library.create_model(f'local-dir:{folder}', pretrained=True, **resized)
   if not (has_head := module.num_classes > 0):
     module.reset_classifier(1)
-  classifier = module.get_classifier()
-  (head,) = (name for name, part in module.named_modules() if part is classifier)
   facts = module.pretrained_cfg
   arguments = {**(config.get('model_args') or {}), **resized}
   metadata = timm.read_images(facts, arguments.get('img_size'))
   metadata['classes'] = facts.get('label_names') or config.get('label_names')
-  return module, head, has_head, {}, metadata
+  return module, module.get_classifier(), has_head, {}, metadata
 
 
 def _build_transformers(
   folder: str, config: Mapping[str, Any], image_size: int | None
-) -> tuple[torch.nn.Module, str, bool, dict[str, Any], Metadata]:
-  """(module, name of its head, whether that was in the file, options of calls, metadata)."""
+) -> tuple[torch.nn.Module, Any, bool, dict[str, Any], Metadata]:
+  """(module, its head, whether that was in the file, options of calls, metadata)."""
   import transformers
 
   with _quiet():
@@ -278,8 +277,8 @@ def _build_transformers(
       trust_remote_code=False,
       dtype=torch.float32,
     )
-  head = 'classifier'
-  missing = {name for name in found['missing_keys'] if not name.startswith(f'{head}.')}
+  *_, head = module.classifier.modules()
+  missing = {name for name in found['missing_keys'] if not name.startswith('classifier.')}
   if missing:
     raise ValueError(f'it lacks {", ".join(sorted(missing))}')
   has_head = not found['missing_keys']

@@ -21,11 +21,13 @@ from glora_jax.tree import grouped
 from glora_jax.vision.data.normalization import Normalization
 from glora_jax.vision.models.checkpoint import (
   HUB_FILES,
+  INDEX_FILE,
   MODEL_FILE,
   Arrays,
   Container,
   OtherArchitecture,
   Tensors,
+  checkpoints_in,
   hub_name,
   locate,
   read_checkpoint,
@@ -141,7 +143,7 @@ def load(
     except OtherArchitecture as error:
       if not isinstance(image_size, int | None) or fields or key:
         raise
-      return _load_torch(os.path.dirname(file), error, image_size, normalization)
+      return _load_torch(file, error, image_size, normalization)
   model, params, metadata = _load_own(tensors, fields)
   check_agreement(tensors.path, metadata, {'image_size': image_size})
   if normalization is not None and metadata.get('normalization') is None:
@@ -215,7 +217,7 @@ def _load_foreign(
 
 
 def _load_torch(
-  folder: str,
+  file: str,
   reason: OtherArchitecture,
   image_size: int | None,
   normalization: Normalization | None,
@@ -226,9 +228,15 @@ def _load_torch(
     OtherArchitecture: the `config.json` beside it is neither's, or PyTorch or the library is
       missing.
   """
+  folder, name = os.path.split(file)
   config = read_json(os.path.join(folder, 'config.json'))
   if not {'architecture', 'model_type'} & config.keys():
     raise reason
+  if name not in (MODEL_FILE, INDEX_FILE) and len(checkpoints_in(folder)) > 1:
+    raise OtherArchitecture(
+      f'{file} is not a plain ViT, and of its folder timm or transformers might read another file; '
+      'put it into a folder of its own, with its config.json.'
+    )
   try:
     from glora_jax.vision.models import torch_backbone
 
@@ -331,7 +339,7 @@ def _build(
   check_agreement(f'{path} or its config.json', stated, fields)
   model = ViT(**{**read, **hinted, **fields})
   if model.num_heads is None:
-    raise ValueError(
+    raise OtherArchitecture(
       f'{path} does not say how many heads a width of {model.width} is split into; pass num_heads.'
     )
   if 'num_heads' in format.config_fields - hinted.keys() - fields.keys():

@@ -137,6 +137,15 @@ def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
     assert short_side({'image_size': 224, **hf.read_preprocessor(processor)}) == expected
 
 
+@pytest.mark.parametrize(
+  'side, fields, expected', [(224, {}, 256), (384, {}, None), (384, {'do_center_crop': True}, 438)]
+)
+def test_images_are_cropped_as_convnexts_and_poolformers_processors_do(side, fields, expected):
+  processor = {'size': {'shortest_edge': side}, 'crop_size': side, 'crop_pct': 0.875, **fields}
+  facts = FORMATS['hf_vit'].read_preprocessor(processor)
+  assert short_side({'image_size': side, **facts}) == expected
+
+
 def short_side(facts):
   """What `image.resize` scales the shorter side to; None where nothing is cropped."""
   share = facts.get('crop') or image.CROP

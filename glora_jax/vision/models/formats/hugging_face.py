@@ -41,6 +41,7 @@ ACTIVATIONS = {
 MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae', 'dinov2')  # of which MSN's and MAE's are plain ViTs
 PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
+_SQUASHED = 384  # pixels from which on ConvNeXt's processor does not crop
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
 
@@ -233,8 +234,11 @@ def read_images(preprocessor: Mapping[str, Any]) -> Metadata:
   crop, size = preprocessor.get('crop_size'), preprocessor.get('size')
   side = crop.get('height') if isinstance(crop, Mapping) else crop  # a number in older files
   short_side = size.get('shortest_edge') if isinstance(size, Mapping) else None
+  is_cropped, share = preprocessor.get('do_center_crop'), preprocessor.get('crop_pct')
+  if share and short_side and (is_cropped or short_side < _SQUASHED):
+    is_cropped, side, short_side = True, short_side, int(short_side / share)
   are_sizes = isinstance(side, int) and isinstance(short_side, int) and side <= short_side
-  if preprocessor.get('do_center_crop') and are_sizes:
+  if is_cropped and are_sizes:
     facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
   return facts
 

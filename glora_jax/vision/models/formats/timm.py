@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from glora_jax.vision.models.formats.format import (
   torch_norm,
 )
 from glora_jax.vision.models.metadata import OURS, Metadata, normalization_of, share_of, shortest
-from glora_jax.vision.models.vit import ViT, sides
+from glora_jax.vision.models.vit import Activation, ViT, sides
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Timm(TorchFormat):
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
     """As `Format.read_config`; much is said by the name of the architecture alone."""
-    if 'architecture' not in config or OURS in config:
+    if 'architecture' not in config or 'model' in config.get(OURS, {}):
       return {}
     architecture = config['architecture']
     pretrained = config.get('pretrained_cfg') or config
@@ -124,6 +124,8 @@ class Timm(TorchFormat):
     if pool not in (None, '', *POOLS):
       raise OtherArchitecture(f"global_pool={shown(pool)} is not supported; 'token' and 'avg' are.")
     activation = arguments.get('act_layer') or _by_name(ACTIVATIONS_BY_NAME, architecture)
+    if activation not in (None, *get_args(Activation)):
+      raise OtherArchitecture(f'act_layer={shown(activation)} is not supported.')
     size = arguments.get('img_size')
     return {
       'activation': activation,
