@@ -167,8 +167,11 @@ def blocks_of(allocation: Allocation | None, result: Result) -> list[Any]:
   """
   if allocation is None:
     return []
-  table = scores_table(list(allocation.units()))
-  return [tell_choice(allocation, result), score_chart(allocation), table]
+  return [
+    tell_choice(allocation, result),
+    score_chart(allocation),
+    scores_table(list(allocation.units())),
+  ]
 
 
 def tell_choice(allocation: Allocation, result: Result) -> str:

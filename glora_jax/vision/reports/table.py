@@ -365,8 +365,7 @@ class Method(NamedTuple):
 
   def mean(self, field: str, digits: str) -> Number:
     """The mean of another field over its runs: parameters, seconds or the rate."""
-    values = {row.run: getattr(row, field) for row in self.rows}
-    known = {run: value for run, value in values.items() if value is not None}
+    known = {row.run: value for row in self.rows if (value := getattr(row, field)) is not None}
     return Number(known, digits=digits, has_spread=False)
 
   @property
@@ -493,8 +492,8 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
   """The titles of all numbers in order, those of means with what they are the mean of."""
   if not board.by_task:
     return dict.fromkeys((title for method in methods for title in method.cells), ())
-  cells = board.tested.values()
-  places = dict.fromkeys(place for cell in cells for place in places_of(cell.task))
+  tasks = (cell.task for cell in board.tested.values())
+  places = dict.fromkeys(place for task in tasks for place in places_of(task))
   lines, titles = [place.line for place in places], {}
   for group, same in group_by(places, lambda place: place.group).items():
     in_group = [place.line for place in same]
