@@ -32,13 +32,14 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.models.metadata import REMEMBERED
 from glora_jax.vision.reports import report
 from glora_jax.vision.reports.errors import Outcome
+from glora_jax.vision.reports.page import group_by
 from glora_jax.vision.reports.structure import describe
 from glora_jax.vision.runs.backbone import Model
 from glora_jax.vision.runs.context import Context
 from glora_jax.vision.runs.evaluation import Predictions, fold, measure, predict
 from glora_jax.vision.runs.origins import read_processes, read_weights
 from glora_jax.vision.runs.settings import RunSettings
-from glora_jax.vision.runs.stage import Mark, Stage
+from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.structures import FILE
 from glora_jax.vision.runs.stages.training import (
   ENOUGH_STEPS,
@@ -246,6 +247,7 @@ def write_results(
       'evaluations': len(archive),
       'hypervolume': [round(volume, 5) for volume in volumes],
     }
+  by_title = group_by(context.before, lambda name: name.partition('/')[0])
   result = {
     'task': task.name,
     'protocol': settings.protocol,
@@ -268,7 +270,10 @@ def write_results(
     'weights': settings.model.weights,
     **read_weights(context.workdir),
     'stages': {x: mark['key'] for x, mark in context.before.items() if x not in context.folders},
-    'seconds': _seconds_by_title(context.before),
+    'seconds': {
+      title: round(sum(context.before[name]['seconds'] for name in names), 2)
+      for title, names in by_title.items()
+    },
   }
   if allocation is not None:
     cost, is_borrowed = settings.allocation, allocation.borrowed > 0
@@ -403,12 +408,3 @@ def hypervolumes(archive: Archive, spec: Spec, num_images: int) -> list[float]:
     widths = np.diff(np.append(params[front], edge))
     volumes.append(float((widths * (1 - error[front])).sum() / edge))
   return volumes
-
-
-def _seconds_by_title(marks: Mapping[str, Mark]) -> dict[str, float]:
-  """The seconds of stages, added up by title."""
-  found: dict[str, float] = {}
-  for name, mark in marks.items():
-    title = name.partition('/')[0]
-    found[title] = round(found.get(title, 0.0) + mark['seconds'], 2)
-  return found
