@@ -204,14 +204,17 @@ def table_of(pivot: Pivot) -> Table:
     rows = [(title, *(method.cells[title] for method in methods)) for title in titles]
     strong = [at for at, title in enumerate(titles) if is_mean(title)]
     return Table(caption, ('', *headings), rows, strong=strong)
-  columns = {
-    'structure': [method.label for method in methods],
-    'parameters': [method.parameters for method in methods],
-    **{title: [method.cells[title] for method in methods] for title in titles},
-  }
-  if len(board.cells) > 1:
-    columns['learning rate'] = [method.mean('rate', 'g') for method in methods]
-    columns['seconds'] = [method.mean('seconds', '.0f') for method in methods]
+  more = {'learning rate': ('rate', 'g'), 'seconds': ('seconds', '.0f')}
+  if len(board.cells) == 1:
+    more = {}
+  rows = [
+    (
+      method.label,
+      method.parameters,
+      *method.cells.values(),
+      *(method.mean(*what) for what in more.values()),
+    )
+    for method in methods
+  ]
   strong = [at for at, method in enumerate(methods) if method.is_strong]
-  rows = list(zip(*columns.values(), strict=True))
-  return Table(caption, list(columns), rows, strong=strong)
+  return Table(caption, ('structure', 'parameters', *titles, *more), rows, strong=strong)
