@@ -10,7 +10,7 @@ from scipy import stats
 
 from glora_jax.vision.reports.charts import Axis, DotPlot, Dots, Mark, axis
 from glora_jax.vision.reports.means import Number
-from glora_jax.vision.reports.page import Result, Table, sentence_case
+from glora_jax.vision.reports.page import Blocks, Result, Table, sentence_case
 from glora_jax.vision.reports.table import Method, Pivot, is_mean, tell_other_images
 from glora_jax.vision.structure_names import GRADIENT, SEARCH, SUPERNET, TRANSFER
 
@@ -25,7 +25,7 @@ _THE = {  # in a sentence
 _CHANCE = 0.05  # larger p-values may be chance
 
 
-def blocks_of(pivot: Pivot) -> list[Any]:
+def blocks_of(pivot: Pivot) -> Blocks:
   """The accuracies on a page: of one task by structure, or of several by task; none without any."""
   if not pivot.methods:
     return []

@@ -13,13 +13,13 @@ from glora_jax.search.archive import Archive
 from glora_jax.search.pareto import pareto_front
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.reports.charts import Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.page import SERIES, Pair, Result, group_by
+from glora_jax.vision.reports.page import SERIES, Blocks, Pair, Result, group_by
 from glora_jax.vision.structure_names import SEARCH, stage_title, structure_of
 
 _FEW = 60  # points of a curve, at most, that have tooltips
 
 
-def search_blocks(result: Result, spec: Spec, archive: Archive | None) -> list[Any]:
+def search_blocks(result: Result, spec: Spec, archive: Archive | None) -> Blocks:
   """Charts of a search, and how its front grew; empty without a search.
 
   Args:
@@ -92,7 +92,7 @@ class _Measurement(TypedDict):
   epoch: float
 
 
-def training_blocks(metrics: str, result: Result) -> list[Any]:
+def training_blocks(metrics: str, result: Result) -> Blocks:
   """Accuracy and loss of every training stage by epoch, as far as they are finite.
 
   Args:

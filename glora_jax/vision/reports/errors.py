@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
 from glora_jax.vision.metrics import BINS, confusion_matrix
 from glora_jax.vision.reports.charts import Bars
-from glora_jax.vision.reports.page import LONG, Heading, Result, Table, percent
+from glora_jax.vision.reports.page import LONG, Blocks, Heading, Result, Table, percent
 
 WORST, PAIRS = 6, 20  # pairs of classes to show: below a matrix, and instead of one
 IMAGES = 12
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
   pixels: Callable[[np.ndarray], np.ndarray]
   files: Sequence[str]
 
-  def rows(self) -> Iterator[list[Any]]:
+  def rows(self) -> Iterator[Blocks]:
     """The lines of `predictions.csv`."""
     names = (*self.names, '')
     images = zip(self.files, self.labels, self.classes, self.probabilities, strict=True)
@@ -65,7 +65,7 @@ class Images(NamedTuple):
   images: Sequence[Image]
 
 
-def blocks_by_class(result: Result) -> list[Any]:
+def blocks_by_class(result: Result) -> Blocks:
   """A baseline, the calibration, and metrics of each class; nothing if a run was not tested."""
   if 'by_class' not in result:
     return []
@@ -92,7 +92,7 @@ def blocks_by_class(result: Result) -> list[Any]:
   ]
 
 
-def blocks_of(outcome: Outcome | None) -> list[Any]:
+def blocks_of(outcome: Outcome | None) -> Blocks:
   """The errors of a run: in words, by class, and as images; nothing if it was not tested."""
   if outcome is None:
     return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable
-from typing import Any
 
 from markupsafe import Markup
 
@@ -19,6 +18,7 @@ from glora_jax.vision.reports.curves import searched_images
 from glora_jax.vision.reports.page import (
   LONG,
   TEST_LIST,
+  Blocks,
   Code,
   Facts,
   Heading,
@@ -34,7 +34,7 @@ from glora_jax.vision.structure_names import FINETUNING, GENOME_ENDING, TRANSFER
 _RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
 
 
-def left_out(workdir: str) -> list[Any]:
+def left_out(workdir: str) -> Blocks:
   """The images that cannot be decoded, with the reason; nothing if there are none."""
   rows = [(row.image, row.split, row.fault) for row in record.read(workdir) if row.fault]
   title = 'Images left out because they cannot be decoded'
@@ -90,7 +90,7 @@ def tell_protocol(result: Result) -> str:
   return paragraph(chosen, f'Every structure was trained on {images}.', tested)
 
 
-def cost(pivot: Pivot) -> list[Any]:
+def cost(pivot: Pivot) -> Blocks:
   """The time of all runs by stage or by task, and of one run of each structure of a grid."""
   board = pivot.board
   if not board.results:
@@ -137,7 +137,7 @@ def table_of_programs(result: Result) -> Table:
   )
 
 
-def reproduce(board: Board) -> list[Any]:
+def reproduce(board: Board) -> Blocks:
   """What the results were made from, and with which commands."""
   facts, processes = [], []
   for name, result in board.finished.items():
@@ -161,7 +161,7 @@ def reproduce(board: Board) -> list[Any]:
     (term, Markup(', ').join(value for _, value in same))
     for term, same in group_by(dict.fromkeys(facts), lambda fact: fact[0]).items()
   ]
-  blocks: list[Any] = [Facts(terms)]
+  blocks: Blocks = [Facts(terms)]
   for made in processes:
     versions = ', '.join(f'{name} {version}' for name, version in made['versions'].items())
     blocks += [
@@ -171,7 +171,7 @@ def reproduce(board: Board) -> list[Any]:
   return blocks
 
 
-def snippets(workdir: str, result: Result) -> list[Any]:
+def snippets(workdir: str, result: Result) -> Blocks:
   """Commands and code that predict, load the model in timm, and apply an adapter, after a test."""
   if 'fold_max_abs_diff' not in result:
     return []

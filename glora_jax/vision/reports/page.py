@@ -27,6 +27,7 @@ from glora_jax.files import atomic
 from glora_jax.vision.reports.charts import Chart
 
 Result = Mapping[str, Any]  # the content of a run's `result.json`
+Blocks = list[Any]  # the content of a section: sentences, tables, charts, and classes below
 
 NAME = 'report.html'
 LONG = 20  # rows of a table that is folded

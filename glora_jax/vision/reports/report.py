@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -16,6 +15,7 @@ from glora_jax.vision.models.checkpoint import MODEL_FILE
 from glora_jax.vision.reports import accuracy, curves, errors, making, page, structure, table
 from glora_jax.vision.reports.page import (
   TEST_LIST,
+  Blocks,
   Code,
   Heading,
   Items,
@@ -199,7 +199,7 @@ def figures(pivot: Pivot) -> list[tuple[str, str, str]]:
   ]
 
 
-def structures(pivot: Pivot) -> list[Any]:
+def structures(pivot: Pivot) -> Blocks:
   """Structures that were chosen for one task, and how much they agree over seeds."""
   board = pivot.board
   several = len({cell.seed for cell in board.tested.values()}) > 1
@@ -219,7 +219,7 @@ def structures(pivot: Pivot) -> list[Any]:
   return [*([*_EQUATION, structure.Structures([*figures.values()])] if figures else []), *told]
 
 
-def runs(board: Board, workdir: str) -> list[Any]:
+def runs(board: Board, workdir: str) -> Blocks:
   """State and result of every run, and what the data of some lacks."""
   titles = ('run', 'state', 'result', 'parameters', 'validation', 'test')
   rows = []
@@ -232,7 +232,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
       found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
-  blocks: list[Any] = [
+  blocks: Blocks = [
     Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > page.LONG),
     TEST_LIST,
   ]
@@ -245,7 +245,7 @@ def runs(board: Board, workdir: str) -> list[Any]:
   return blocks
 
 
-def rates(pivot: Pivot) -> list[Any]:
+def rates(pivot: Pivot) -> Blocks:
   """Validation accuracy by learning rate, for every structure of every task that tried some."""
   board = pivot.board
   tried = [row for row in pivot.rows if row.role == 'rate']
@@ -276,7 +276,7 @@ def rates(pivot: Pivot) -> list[Any]:
   return [told, Table(caption, titles, rows, is_folded=len(rows) > page.LONG)]
 
 
-def sources(pivot: Pivot) -> list[Any]:
+def sources(pivot: Pivot) -> Blocks:
   """Where the published accuracies come from; nothing if none are shown."""
   rows = [method.rows[0] for method in pivot.methods if method.is_published]
   if not rows:

@@ -14,7 +14,7 @@ from glora_jax.method.genomes import genome_to_json, lookup
 from glora_jax.method.space import FLAT_FORMS, TENSORS, Spec
 from glora_jax.search.allocation import Allocation, Unit
 from glora_jax.vision.reports.charts import Axis, Chart, Line, Mark, Rule, axis, steps, thin
-from glora_jax.vision.reports.page import Result, Table, group_by, paragraph, sentence_case
+from glora_jax.vision.reports.page import Blocks, Result, Table, group_by, paragraph, sentence_case
 
 MEANINGS = ('scale W', 'shift W', 'prompt', 'scale b', 'shift b')  # of the tensors A to E
 FORMS = {
@@ -158,7 +158,7 @@ def _draw(layer: Mapping[str, Any], longest: int) -> Layer:
   return Layer(layer['layer'], begin, pieces)
 
 
-def blocks_of(allocation: Allocation | None, result: Result) -> list[Any]:
+def blocks_of(allocation: Allocation | None, result: Result) -> Blocks:
   """How a structure was allocated; nothing if none was.
 
   Args:
