@@ -33,7 +33,7 @@ import sys
 import threading
 import traceback
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from glora_jax.checks import check_path, listed
@@ -59,6 +59,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 # What imports JAX is imported by functions, so that a wrong command line is reported at once.
 if TYPE_CHECKING:
   from glora_jax.vision.runs.settings import RunSettings
+  from glora_jax.vision.runs.workdir import Stop
 
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command resumes
 # A wheel has configs in the package; a checkout, installed as it lies or not, at its top.
@@ -188,7 +189,7 @@ def main(config: ml_collections.ConfigDict) -> None:
 def run(
   settings: RunSettings,
   workdir: str,
-  stop: Callable[[], bool],
+  stop: Stop,
   runner: str = RUNNER.default,
   resources: str | None = None,
 ) -> tuple[str, int]:
@@ -247,7 +248,7 @@ def open_page(path: str) -> None:
     print(f'No browser could be started; open {path} by hand.', file=sys.stderr)
 
 
-def catch_signals() -> Callable[[], bool]:
+def catch_signals() -> Stop:
   """Makes SIGTERM and Ctrl-C a request to stop.
 
   Returns:

@@ -37,7 +37,7 @@ from glora_jax.vision.runs.fitting import choose_prior, count_images, fit_batche
 from glora_jax.vision.runs.origins import WEIGHTS
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.settings import RunSettings
-from glora_jax.vision.runs.workdir import has_test_list
+from glora_jax.vision.runs.workdir import Stop, has_test_list
 
 if TYPE_CHECKING:
   from glora_jax.vision.runs.stage import Mark, Stage
@@ -86,7 +86,7 @@ class Context:
   adapted: Adapted
   variables: dict[str, Any]
   metadata: dict[str, Any]
-  stop: Callable[[], bool] = never
+  stop: Stop = never
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beside: Model | None = None
   mesh: jax.sharding.Mesh | None = None
@@ -155,7 +155,7 @@ def make_context(
   given: RunSettings,
   stages: Sequence[Stage],
   workdir: str,
-  stop: Callable[[], bool] = never,
+  stop: Stop = never,
   shared: str | None = None,
 ) -> Context:
   """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -25,6 +25,7 @@ from glora_jax.vision.runs import processes
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import Context, never
 from glora_jax.vision.runs.job import begin, read_finished, with_provenance
+from glora_jax.vision.runs.origins import note_process
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage, fields_of, prerequisites, walk
 from glora_jax.vision.runs.stages.results import (
@@ -35,14 +36,14 @@ from glora_jax.vision.runs.stages.results import (
 from glora_jax.vision.runs.stages.search import stages_of_search
 from glora_jax.vision.runs.stages.structures import stages_of_structure, stages_of_trainings
 from glora_jax.vision.runs.terminal import user_errors
-from glora_jax.vision.runs.workdir import changes_of, is_finished
+from glora_jax.vision.runs.workdir import Stop, changes_of, is_finished
 from glora_jax.vision.structure_names import SEARCH, SUPERNET
 
 
 def run(
   config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
-  stop: Callable[[], bool] = never,
+  stop: Stop = never,
   *,
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
@@ -81,6 +82,7 @@ def run(
     if is_finished(workdir) and not changes_of(settings, workdir, fields_of(stages)):
       return read_finished(settings, workdir)
   with begin(settings, stages, workdir, stop, shared, listed) as context:
+    note_process(workdir)
     result = walk(context, stages)
     if meshes.primary():
       write_json(os.path.join(workdir, 'result.json'), result, 'result')
@@ -90,7 +92,7 @@ def run(
 def train(
   settings: RunSettings,
   workdir: str,
-  stop: Callable[[], bool] = never,
+  stop: Stop = never,
   *,
   shared: str | None = None,
 ) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def train(
   stages = stages_of(settings)
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with begin(settings, stages, workdir, stop, shared) as context:
+    note_process(workdir)
     return walk(context, stages, until='list').content()
 
 

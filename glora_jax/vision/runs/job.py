@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from glora_jax import mesh as meshes
@@ -20,7 +20,7 @@ from glora_jax.vision.data.catalog import canonical, find, has_files, require_ap
 from glora_jax.vision.data.pipeline import differences
 from glora_jax.vision.data.record import RECORD
 from glora_jax.vision.runs import origins
-from glora_jax.vision.runs.context import Context, make_context, never
+from glora_jax.vision.runs.context import Context, make_context
 from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import (
@@ -32,6 +32,7 @@ from glora_jax.vision.runs.stage import (
 from glora_jax.vision.runs.stages.results import Result
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
+  Stop,
   changes_of,
   claim,
   freeze_test_list,
@@ -47,11 +48,15 @@ def begin(
   settings: RunSettings,
   stages: Sequence[Stage],
   workdir: str,
-  stop: Callable[[], bool],
+  stop: Stop,
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
 ) -> Iterator[Context]:
-  """The context of a run, whose workdir is held in the block.
+  """The context of a run, whose workdir is held in the block, after checking all stages.
+
+  Logs which stages run again, and why. The config is written before the context is made: it says
+  what the records of images and weights beside it are of, even if the start fails. If fields were
+  corrected after a run without a test, its `result.json` is removed.
 
   Args:
     settings: the config.
@@ -60,64 +65,38 @@ def begin(
     stop: asked wherever everything is saved; if it returns True, the run ends.
     shared: folder of the stages that runs of a suite have in common; None if the workdir has them.
     listed: the list of what is tested, which a suite has frozen; None if the run makes its own.
+
+  Raises:
+    UserError, OSError: anything that would make a stage fail, as far as it can be known now.
   """
   with contextlib.ExitStack() as stack:
     with user_errors():
       workdir = check_path(workdir)
       require_apart(settings.task, workdir)
-      stack.enter_context(claim_workdir(workdir, stages))
-      context = prepare(settings, stages, workdir, stop, shared, listed)
-      origins.note_process(workdir)
+      # A stage `training/lora` writes into `training/`, too.
+      folders = [each for x in stages if x.has_folder for each in (x.title, x.name)]
+      stack.enter_context(claim(workdir, folders))
+      changes = changes_of(settings, workdir, fields_of(stages))
+      if listed is not None:
+        # A suite has trained this run in an earlier phase; keys have the version of the list.
+        freeze_test_list(workdir, listed)
+      if meshes.primary():
+        if changes:
+          pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
+        if any(is_among(name, ('task', 'data.')) for name in changes):
+          # Files of other folders may have the names, sizes and times of the recorded ones.
+          pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
+        write_config(settings, workdir)
+      context = make_context(settings, stages, workdir, stop, shared)
+      for change in changes.values():
+        log.info('%s.', change)
+      if again := stages_to_repeat(context, stages):
+        log.warning(
+          'These stages began with other fields, images, weights or devices, or with another '
+          'version of glora_jax, and run again: %s.',
+          ', '.join(again),
+        )
     yield context
-
-
-def claim_workdir(workdir: str, stages: Sequence[Stage]) -> contextlib.AbstractContextManager[None]:
-  """Holds the workdir of a run for this process alone; see `workdir.claim`.
-
-  A stage `training/lora` writes into `training/`, too.
-  """
-  stages = [stage for stage in stages if stage.has_folder]
-  return claim(workdir, [name for stage in stages for name in (stage.title, stage.name)])
-
-
-def prepare(
-  settings: RunSettings,
-  stages: Sequence[Stage],
-  workdir: str,
-  stop: Callable[[], bool] = never,
-  shared: str | None = None,
-  listed: Mapping[str, Any] | None = None,
-) -> Context:
-  """The context of a run after checking all stages, before any of them starts; see `begin`.
-
-  Logs which stages run again, and why. The config is written before the context is made: it says
-  what the records of images and weights beside it are of, even if the start fails. If fields were
-  corrected after a run without a test, its `result.json` is removed.
-
-  Raises:
-    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
-  """
-  changes = changes_of(settings, workdir, fields_of(stages))
-  if listed is not None:
-    # A suite has trained this run in an earlier phase; keys have the version of the list.
-    freeze_test_list(workdir, listed)
-  if meshes.primary():
-    if changes:
-      pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
-    if any(is_among(name, ('task', 'data.')) for name in changes):
-      # Files of other folders may have the names, sizes and times of the recorded ones.
-      pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
-    write_config(settings, workdir)
-  context = make_context(settings, stages, workdir, stop, shared)
-  for change in changes.values():
-    log.info('%s.', change)
-  if again := stages_to_repeat(context, stages):
-    log.warning(
-      'These stages began with other fields, images, weights or devices, or with another version '
-      'of glora_jax, and run again: %s.',
-      ', '.join(again),
-    )
-  return context
 
 
 def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:

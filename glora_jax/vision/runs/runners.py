@@ -26,15 +26,15 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line
 from glora_jax.vision.runs.processes import stay_alone
 from glora_jax.vision.runs.terminal import is_mistake, sentence, user_errors
-from glora_jax.vision.runs.workdir import InUseError, Stopped
+from glora_jax.vision.runs.workdir import InUseError, Stop, Stopped
 
-Job = Callable[[Callable[[], bool]], Any]  # saves and ends if `stop` returns True
+Job = Callable[[Stop], Any]  # saves and ends if `stop` returns True
 Outcomes = Generator[tuple[str, Callable[[], Any]]]
-Runner = Callable[[Mapping[str, Job], str, Callable[[], bool]], Outcomes]
+Runner = Callable[[Mapping[str, Job], str, Stop], Outcomes]
 _SECONDS = 60  # for a cluster to answer
 
 
-def in_this_process(jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]) -> Outcomes:
+def in_this_process(jobs: Mapping[str, Job], workdir: str, stop: Stop) -> Outcomes:
   """Runs jobs in this process, in order, each when its outcome is asked for.
 
   Args:
@@ -60,7 +60,7 @@ def in_this_process(jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bo
 
 
 def on_ray(
-  options: Mapping[str, Any], jobs: Mapping[str, Job], workdir: str, stop: Callable[[], bool]
+  options: Mapping[str, Any], jobs: Mapping[str, Job], workdir: str, stop: Stop
 ) -> Outcomes:
   """Runs jobs as tasks of the joined Ray cluster, each in a process, with Ray's `options`.
 

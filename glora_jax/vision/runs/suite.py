@@ -39,7 +39,7 @@ from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.context import make_context, never
-from glora_jax.vision.runs.job import claim_workdir, prepare
+from glora_jax.vision.runs.job import begin
 from glora_jax.vision.runs.runners import Runner, in_this_process
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import DIVERGED, fields_of
@@ -48,6 +48,7 @@ from glora_jax.vision.runs.workdir import (
   SHARED,
   TEST_LIST,
   InUseError,
+  Stop,
   Stopped,
   changes_of,
   claim,
@@ -62,7 +63,7 @@ log = logging.getLogger(__name__)
 def run(
   config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
-  stop: Callable[[], bool] = never,
+  stop: Stop = never,
   runner: Runner = in_this_process,
 ) -> Board:
   """Runs, or resumes, all runs whose data is ready, and keeps page and table up to date.
@@ -131,7 +132,7 @@ class _Phases:
   board: Board
   workdir: str
   runner: Runner
-  stop: Callable[[], bool]
+  stop: Stop
   diverged: set[str] = dataclasses.field(default_factory=set)
 
   def folder(self, name: str) -> str:
@@ -289,21 +290,18 @@ def _log_and_call(line: str, job: Callable[..., Any], *arguments: Any, **further
 
 
 @user_errors()
-def _check(
-  settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str, is_dry: bool
-) -> None:
+def _check(settings: RunSettings, folder: str, stop: Stop, *, shared: str, is_dry: bool) -> None:
   """Checks what a run needs; its arrays are freed at the end.
 
   A run that another process has started has been checked there.
   """
-  del shared, stop
   stages = experiment.stages_of(settings)
   if is_dry:
     make_context(settings, stages, '')
     return
   try:
-    with claim_workdir(folder, stages):
-      prepare(settings, stages, folder)
+    with begin(settings, stages, folder, stop, shared):
+      pass
   except InUseError as error:
     if jax.process_count() > 1:
       raise
@@ -311,7 +309,7 @@ def _check(
 
 
 def _try_rate(
-  settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str
+  settings: RunSettings, folder: str, stop: Stop, *, shared: str
 ) -> dict[str, Any] | str:
   """The result of a run that tries a learning rate, or a sentence if it diverged."""
   try:
@@ -322,9 +320,7 @@ def _try_rate(
     return str(error)
 
 
-def _train(
-  settings: RunSettings, folder: str, stop: Callable[[], bool], *, shared: str
-) -> dict[str, Any] | None:
+def _train(settings: RunSettings, folder: str, stop: Stop, *, shared: str) -> dict[str, Any] | None:
   """The list of what a run tests, after its training; None if it is done or tests nothing."""
   if _is_done(settings, folder) or not settings.test:
     return None

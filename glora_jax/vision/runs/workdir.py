@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import filelock
@@ -27,6 +27,10 @@ MARK = 'stage.json'  # in the folder of a stage
 LOCK = 'glora_jax.lock'  # stays, and marks a folder as a workdir
 TEST_LIST = 'test_list.json'  # once it exists, test images may have been read
 _REMEDY = 'restore it, or choose another --workdir'
+
+
+# Asked wherever everything is saved; if it returns True, a run ends.
+Stop = Callable[[], bool]
 
 
 class Stopped(RuntimeError):

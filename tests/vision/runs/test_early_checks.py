@@ -16,6 +16,7 @@ from glora_jax.vision.models import weights
 from glora_jax.vision.runs import experiment, job
 from glora_jax.vision.runs.backbone import load_backbone
 from glora_jax.vision.runs.config import check_config
+from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.fitting import choose_prior, fit_batches
 from glora_jax.vision.runs.settings import (
   AllocationSettings,
@@ -28,7 +29,8 @@ from glora_jax.vision.runs.workdir import LOCK, Stopped, freeze_test_list
 
 def prepared(config, workdir):
   workdir.mkdir()
-  return job.prepare(check_config(config), stages_of(config), str(workdir))
+  with job.begin(check_config(config), stages_of(config), str(workdir), never) as context:
+    return context
 
 
 def fitted(settings, counts=None):

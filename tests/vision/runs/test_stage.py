@@ -24,7 +24,8 @@ from glora_jax.files import write_json
 from glora_jax.method.presets import parse_preset_name
 from glora_jax.vision.runs import experiment, fields, stage
 from glora_jax.vision.runs.config import default_config
-from glora_jax.vision.runs.job import claim_workdir
+from glora_jax.vision.runs.context import never
+from glora_jax.vision.runs.job import begin
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage, read_mark, walk
 from glora_jax.vision.runs.workdir import LOCK, Stopped
@@ -356,7 +357,7 @@ def test_a_stage_whose_folder_is_a_link_is_refused(name, tmp_path):
   (folder / name).symlink_to(outside)
   stages = stages_of(changed(default_config(), structure='linear', presets=('lora:2',)))
   with pytest.raises(ValueError, match=f'{name} is a link, and a run writes only within'):
-    claim_workdir(str(folder), stages).__enter__()
+    begin(RunSettings(), stages, str(folder), never).__enter__()
   assert os.listdir(outside) == ['1.glora_jax.partial']
 
 
