@@ -23,6 +23,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from glora_jax import convert, predict
 from glora_jax.vision.data import image, normalization
 from glora_jax.vision.models import weights
+from glora_jax.vision.models.metadata import share_kept
 from glora_jax.vision.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.vision.models.vit import ACTIVATIONS
 from tests.peers import families
@@ -90,7 +91,8 @@ def test_timm_prepares_an_image_as_the_run_did(rule, tmp_path):
   theirs = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
   prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 97, 3), np.uint8))
-  found = normalization.normalize(image.resize(picture, 28, rule), 'inception')
+  pixels = image.resize(picture, 28, share_kept(metadata, None))
+  found = normalization.normalize(pixels, 'inception')
   assert_allclose(found, prepare(picture).permute(1, 2, 0), atol=1e-6)
   assert weights.load(tmp_path / 'model')[2]['resize'] == rule
 

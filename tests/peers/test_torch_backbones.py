@@ -15,6 +15,7 @@ from timm.models import _hub  # noqa: E402
 from tiny_runs import make_config, without_seconds  # noqa: E402
 
 from glora_jax import convert  # noqa: E402
+from glora_jax.vision.data import image  # noqa: E402
 from glora_jax.vision.models import weights  # noqa: E402
 from glora_jax.vision.models.checkpoint import hub_name  # noqa: E402
 from glora_jax.vision.models.classifier import Classifier  # noqa: E402
@@ -140,7 +141,7 @@ def test_a_stopped_run_resumes_and_what_it_leaves_is_a_model_of_the_library(
 
   folded = tmp_path / 'whole' / 'folded'
   classifier = Classifier(str(folded))
-  assert classifier.rule == 'crop'
+  assert classifier.share == image.CROP
   assert len(classifier.classes) == 10
   module = transformers.AutoModelForImageClassification.from_pretrained(folded)
   assert module.config.id2label[3] == '3'

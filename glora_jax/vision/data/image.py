@@ -15,7 +15,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from glora_jax.checks import listed, validate
+from glora_jax.checks import listed
 from glora_jax.files import open_regular
 
 log = logging.getLogger(__name__)
@@ -165,31 +165,25 @@ def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
   return np.clip(grey * (255 if highest < 2 else 1), 0, 255).astype(np.uint8)
 
 
-def resize(
-  picture: Image.Image, size: int, rule: ResizeRule = 'squash', share: float = CROP
-) -> np.ndarray:
+def resize(picture: Image.Image, size: int, share: float | None = None) -> np.ndarray:
   """A picture as a square array, resized bicubically as Pillow does it.
 
   Args:
     picture: RGB image.
     size: side of the square.
-    rule: 'squash' ignores the aspect ratio, as the official GLoRA code does on VTAB; 'crop' scales
-      the shorter side to `size / share` and takes the middle, as most code does on ImageNet.
-    share: share of the shorter side that 'crop' keeps.
+    share: share of the shorter side to keep: that side is scaled to `size / share`, and the middle
+      is taken, as most code does on ImageNet; None ignores the aspect ratio, as the official GLoRA
+      code does on VTAB.
 
   Returns:
     uint8 [size, size, 3].
 
-  Raises:
-    ValueError: the rule is unknown.
-
   Example:
-    >>> resize(Image.new('RGB', (300, 200)), size=64, rule='crop').shape
+    >>> resize(Image.new('RGB', (300, 200)), size=64, share=CROP).shape
     (64, 64, 3)
   """
-  validate(rule, ResizeRule, 'rule')
   bicubic = Image.Resampling.BICUBIC
-  if rule == 'squash':
+  if share is None:
     return np.asarray(picture.resize((size, size), bicubic))
   short_side = round(size / share)
   width, height = (short_side * side // min(picture.size) for side in picture.size)

@@ -26,7 +26,7 @@ from glora_jax.checks import listed, printable
 from glora_jax.progress import progress_bar
 from glora_jax.training import batches
 from glora_jax.vision.data import record
-from glora_jax.vision.data.image import CROP, ResizeRule, resize
+from glora_jax.vision.data.image import resize
 from glora_jax.vision.data.record import Row
 from glora_jax.vision.data.task import Example, Examples, Part, Task, require_measurable
 from glora_jax.vision.files import read_array, write_array
@@ -80,7 +80,6 @@ class Images:
   Attributes:
     task: the task; from `open_images` on without the images that cannot be decoded.
     image_size: side of the square that images are resized to.
-    rule: see `image.resize`.
     share: see `image.resize`.
     workers: see `Stream`.
     resident: the splits that are kept on the devices; all others are streamed.
@@ -90,8 +89,7 @@ class Images:
   task: Task
   image_size: int
   _: dataclasses.KW_ONLY
-  rule: ResizeRule = 'squash'
-  share: float = CROP
+  share: float | None = None
   workers: int = 0
   resident: Mapping[str, Split] = dataclasses.field(default_factory=dict)
   identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -100,13 +98,7 @@ class Images:
     """A split, or several joined with '+'."""
     if name in self.resident:
       return self.resident[name]
-    stream = Stream(
-      self.task.open(name),
-      self.image_size,
-      rule=self.rule,
-      share=self.share,
-      workers=self.workers,
-    )
+    stream = Stream(self.task.open(name), self.image_size, share=self.share, workers=self.workers)
     return Split(stream, stream.labels)
 
   def pixels(self, name: str, indices: np.ndarray) -> np.ndarray:
@@ -157,7 +149,8 @@ def open_images(
     images: the images.
     resident: the splits that stay on the devices, perhaps joined with '+'.
     skip_broken: leave out, with a warning, images that cannot be decoded.
-    cache: folder in which decoded splits are kept, by their images, size and rule; None keeps none.
+    cache: folder in which decoded splits are kept, by their images and how these become square;
+      None keeps none.
     folder: where the record of all images is; None for none.
     is_tested: whether the images were tested on, so that they must be those of the record.
     mesh: the devices; None for one.
@@ -188,7 +181,7 @@ def open_images(
     for split in in_memory:
       path = cache and _path_in(cache, rows[split], images)
       decoded[split], faults = decode(
-        splits[split], images.image_size, images.rule, split, share=images.share, path=path
+        splits[split], images.image_size, split, share=images.share, path=path
       )
       rows[split] = [
         row._replace(fault=fault) for row, fault in zip(rows[split], faults, strict=True)
@@ -241,7 +234,7 @@ def _all(rows: Mapping[str, list[Row]]) -> list[Row]:
 
 def _path_in(cache: str, rows: Sequence[Row], images: Images) -> str:
   """The file that keeps a split, decoded."""
-  content = f'{record.identify(rows)}|{images.image_size}|{images.rule}|{images.share}'
+  content = f'{record.identify(rows)}|{images.image_size}|{images.share}'
   name = hashlib.sha256(content.encode()).hexdigest()[:32]
   return os.path.join(os.path.expanduser(cache), f'{name}.npz')
 
@@ -282,8 +275,7 @@ def load(
   examples: Examples,
   image_size: int,
   *,
-  rule: ResizeRule = 'squash',
-  share: float = CROP,
+  share: float | None = None,
   skip_broken: bool = False,
 ) -> Split:
   """All examples, decoded in parallel and resized, in their order.
@@ -291,14 +283,13 @@ def load(
   Args:
     examples: examples to be read.
     image_size: side of the square.
-    rule: see `image.resize`.
     share: see `image.resize`.
     skip_broken: leave out, with a warning, images that cannot be decoded.
 
   Raises:
     UnreadableImages: there are images that cannot be decoded.
   """
-  images, faults = decode(examples, image_size, rule, 'images', share=share)
+  images, faults = decode(examples, image_size, 'images', share=share)
   _require_readable({'': examples}, {'': faults}, skip_broken)
   return Split(images[_readable(faults)], examples.labels[_readable(faults)])
 
@@ -306,10 +297,9 @@ def load(
 def decode(
   examples: Examples,
   image_size: int,
-  rule: ResizeRule,
   title: str,
   *,
-  share: float = CROP,
+  share: float | None = None,
   path: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
   """The images of `load`, and why some of them cannot be decoded.
@@ -317,7 +307,6 @@ def decode(
   Args:
     examples: see `load`.
     image_size: see `load`.
-    rule: see `load`.
     title: title of the progress bar.
     share: see `load`.
     path: npz file in which the images are kept if all can be decoded; None keeps none.
@@ -336,7 +325,7 @@ def decode(
 
   def attempt(index: int) -> str:
     try:
-      images[index] = resize(examples[index].image(), image_size, rule, share)
+      images[index] = resize(examples[index].image(), image_size, share)
     except OSError as error:
       return str(error)
     return ''
@@ -458,7 +447,6 @@ class Stream:
   Attributes:
     examples: see `load`.
     image_size: see `load`.
-    rule: see `load`.
     share: see `load`.
     workers: processes that decode; 0 decodes in threads of this one, which is enough where Pillow
       releases the lock.
@@ -467,8 +455,7 @@ class Stream:
   examples: Examples
   image_size: int
   _: dataclasses.KW_ONLY
-  rule: ResizeRule = 'squash'
-  share: float = CROP
+  share: float | None = None
   workers: int = 0
 
   @functools.cached_property
@@ -492,7 +479,7 @@ class Stream:
   def _read(self, indices: np.ndarray, number: int) -> np.ndarray:
     example = self.examples[int(indices[number])]
     try:
-      return resize(example.image(), self.image_size, self.rule, self.share)
+      return resize(example.image(), self.image_size, self.share)
     except OSError as error:
       raise UnreadableImages([_sentence(example, error)], len(self.labels)) from error
 

@@ -15,7 +15,7 @@ from glora_jax.vision.data import image, pipeline
 from glora_jax.vision.data.normalization import Normalization, normalize
 from glora_jax.vision.data.task import Files
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.metadata import check_agreement, require_normalization, resizing_of
+from glora_jax.vision.models.metadata import check_agreement, require_normalization, share_kept
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -65,8 +65,7 @@ class Classifier:
 
   Attributes:
     classes: names of the classes; their numbers where the checkpoint has no names.
-    rule: how images become square, see `data.image.resize`.
-    share: share of the shorter side that the rule 'crop' keeps.
+    share: how images become square, see `data.image.resize`.
     image_size: side of the images that the model sees, in pixels.
 
   Example:
@@ -120,7 +119,7 @@ class Classifier:
       )
     normalization = require_normalization(path, metadata.get('normalization'), 'normalization')
     self.classes = tuple(metadata.get('classes') or map(str, range(model.num_classes)))
-    self.rule, self.share = resizing_of(metadata, rule)
+    self.share = share_kept(metadata, rule)
     self.image_size = metadata['image_size']
     self._path = path
     self._params = jax.tree.map(jax.numpy.asarray, params)
@@ -147,9 +146,7 @@ class Classifier:
     for start in range(0, len(images), batch_size):
       paths = list(images[start : start + batch_size])
       files = Files(paths, [0] * len(paths))
-      pixels, faults = pipeline.decode(
-        files, self.image_size, self.rule, 'images', share=self.share
-      )
+      pixels, faults = pipeline.decode(files, self.image_size, 'images', share=self.share)
       padded = np.pad(pixels, [(0, batch_size - len(paths)), (0, 0), (0, 0), (0, 0)])
       batch = np.asarray(self._forward(self._params, padded))  # [batch, classes]
       if not np.isfinite(batch).all():

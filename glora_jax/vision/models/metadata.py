@@ -39,9 +39,9 @@ def share_of(size: int, short_side: int) -> float | None:
   return None if short_side == round(size / CROP) else size / short_side
 
 
-def resizing_of(metadata: Metadata, rule: ResizeRule | None) -> tuple[ResizeRule, float]:
-  """(rule, share of 'crop') by which images become square; a rule that is given comes first."""
-  return rule or metadata.get('resize') or 'squash', metadata.get('crop') or CROP
+def share_kept(metadata: Metadata, rule: ResizeRule | None) -> float | None:
+  """`image.resize`'s share, by a rule or, where that is None, by what is known."""
+  return (metadata.get('crop') or CROP) if (rule or metadata.get('resize')) == 'crop' else None
 
 
 def normalization_of(mean: Sequence[float], deviation: Sequence[float]) -> str | list[list[float]]:

@@ -19,7 +19,7 @@ from glora_jax.vision.data.augment import Augmentation
 from glora_jax.vision.data.pipeline import Images, choose_resident, open_images
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.files import sha256_of
-from glora_jax.vision.models.metadata import resizing_of
+from glora_jax.vision.models.metadata import share_kept
 from glora_jax.vision.runs.backbone import (
   Model,
   Stream,
@@ -195,9 +195,8 @@ def make_context(
   if other is not None:
     beside = Model(other, other.init(stream_key(settings.seed, Stream.INIT), variables['params']))
   data = settings.data
-  rule, share = resizing_of(metadata, data.resize)
-  metadata['resize'] = rule
-  images = Images(task, size, rule=rule, share=share, workers=data.workers)
+  metadata['resize'] = data.resize or metadata.get('resize') or 'squash'
+  images = Images(task, size, share=share_kept(metadata, None), workers=data.workers)
   context = Context(
     settings=settings,
     workdir=workdir,

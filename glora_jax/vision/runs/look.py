@@ -21,7 +21,7 @@ from glora_jax.vision.data.task import Part, Source, Task
 from glora_jax.vision.files import require_free
 from glora_jax.vision.models import fetch
 from glora_jax.vision.models.checkpoint import hub_name
-from glora_jax.vision.models.metadata import resizing_of
+from glora_jax.vision.models.metadata import share_kept
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import metadata_here
 from glora_jax.vision.runs.fields import meanings_of
@@ -126,12 +126,10 @@ def show(settings: RunSettings, path: str, *, overwrite: bool = False) -> None:
   metadata = metadata_here(settings.model)
   size = settings.model.image_size or metadata.get('image_size')
   size = size if isinstance(size, int) else DEFAULT_SIZE  # a run needs square ones
-  rule, share = resizing_of(metadata, settings.data.resize)
   images, labels = pipeline.load(
     Part(examples, order[:NUMBER_OF_IMAGES]),
     size,
-    rule=rule,
-    share=share,
+    share=share_kept(metadata, settings.data.resize),
     skip_broken=settings.data.skip_broken,
   )
   mean, deviation = map(np.array, statistics(_NORMALIZATION))

@@ -75,27 +75,31 @@ def ask(capsys):
   return run
 
 
-def of_adapted(problem, path, rule='squash', crop=image.CROP):
+def of_adapted(problem, path, share=None):
   """Probabilities of the adapted model, whose supports are apart."""
-  pixels = image.resize(image.decode(path), 8, rule, crop)
+  pixels = image.resize(image.decode(path), 8, share)
   return np.asarray(problem[2](normalize(pixels[None], 'inception')))[0]
 
 
 @pytest.mark.parametrize(
-  'format, rule, crop',
-  [('glora_jax', 'crop', {'crop': 0.5}), ('hf_vit', 'squash', {}), ('timm', 'crop', {})],
+  'format, known, share',
+  [
+    ('glora_jax', {'resize': 'crop', 'crop': 0.5}, 0.5),
+    ('hf_vit', {'resize': 'squash'}, None),
+    ('timm', {'resize': 'crop'}, image.CROP),
+  ],
 )
 def test_probabilities_are_those_of_the_adapted_model(
-  problem, photos, tmp_path, ask, format, rule, crop
+  problem, photos, tmp_path, ask, format, known, share
 ):
   """Of every format that a run's `folded/` may have, which remembers the run's resizing."""
-  path = save(tmp_path / 'folded', problem, format, resize=rule, **crop)
+  path = save(tmp_path / 'folded', problem, format, **known)
   code, lines, _ = ask(path, '--json', photos)
   assert code == 0
   answers = [json.loads(line) for line in lines]
   assert [answer['image'] for answer in answers] == find_images([str(photos)])
   for answer in answers:
-    expected = of_adapted(problem, answer['image'], rule, **crop)
+    expected = of_adapted(problem, answer['image'], share)
     found = {row['class']: row['probability'] for row in answer['classes']}
     np.testing.assert_allclose([found[name] for name in CLASSES], expected, atol=1e-5)
     assert answer['class'] == CLASSES[expected.argmax()]

@@ -172,7 +172,6 @@ def split_of(*labels):
     (lambda: split_of(), 'pets has no images in test'),
     (lambda: augment.Augmentation(flip=True).apply(None, IMAGES, 9, 'unit'), '8 x 8'),
     (lambda: augment.Augmentation(shift=8).apply(None, IMAGES, 8, 'unit'), 'shift=8'),
-    (lambda: image.resize(Image.new('L', (9, 9)), 8, 'fill'), "'fill'"),
     (lambda: normalization.normalize(IMAGES, [0.5, 0.5]), '=[0.5, 0.5]'),
   ],
 )

@@ -88,4 +88,4 @@ def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
 @pytest.mark.parametrize('shape', [(3, 90_000), (90_000, 3)])
 def test_a_thread_of_an_image_is_cropped_without_enlarging_all_of_it(shape):
   picture = Image.fromarray(np.zeros((*shape, 3), np.uint8))
-  assert image.resize(picture, 224, 'crop').shape == (224, 224, 3)
+  assert image.resize(picture, 224, image.CROP).shape == (224, 224, 3)

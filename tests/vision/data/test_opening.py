@@ -209,8 +209,8 @@ def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path,
 def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplog):
   cache = tmp_path / 'cache'
 
-  def opened(task, size=8, rule='squash'):
-    images = open_images(Images(task, size, rule=rule), ('train',), cache=str(cache))
+  def opened(task, size=8, share=None):
+    images = open_images(Images(task, size, share=share), ('train',), cache=str(cache))
     return images.resident['train']
 
   def times_read():
@@ -223,7 +223,7 @@ def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplo
   np.testing.assert_array_equal(opened(task).images, first.images)
   assert times_read() == 0
   opened(task, 10)
-  opened(task, rule='crop')
+  opened(task, share=0.5)
   assert times_read() == 10
   for damage in (
     lambda path: path.write_bytes(path.read_bytes()[:100]),  # a disk that was full

@@ -429,7 +429,7 @@ def test_command_and_code_in_the_report_answer_as_the_adapted_model_does(
   [code] = snippets(workdir, 'import jax.numpy')
   loaded = {}
   exec(code, loaded)
-  pixels = image.resize(image.decode('photo.jpg'), 8, 'squash')[None]
+  pixels = image.resize(image.decode('photo.jpg'), 8)[None]
   inputs = normalization.normalize(pixels, loaded['metadata']['normalization'])
   logits = jax.jit(loaded['adapted'].apply)(loaded['variables'], inputs)
   expected = jax.nn.softmax(logits)[0]

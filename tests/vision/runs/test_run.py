@@ -15,9 +15,9 @@ from glora_jax.vision.runs.backbone import Model
 
 
 @pytest.mark.parametrize('most', [2**30, 0], ids=['resident', 'streamed'])
-@pytest.mark.parametrize('given, rule', [(None, 'crop'), ('squash', 'squash')])
+@pytest.mark.parametrize('given, share', [(None, 0.5), ('squash', None)])
 def test_images_become_square_as_the_weights_say_where_the_config_does_not(
-  given, rule, most, run_config, tmp_path
+  given, share, most, run_config, tmp_path
 ):
   model, params, metadata = weights.load(run_config.model.weights)
   path = str(tmp_path / 'cropped.safetensors')
@@ -25,9 +25,9 @@ def test_images_become_square_as_the_weights_say_where_the_config_does_not(
   config = changed(run_config, model__weights=path, data__resize=given, data__max_resident=most)
   config.data.cache = str(tmp_path / 'cache')
   run = context_of(config, tmp_path / 'run')
-  expected = image.resize(run.task.open('train')[0].image(), 8, rule, 0.5)
+  expected = image.resize(run.task.open('train')[0].image(), 8, share)
   np.testing.assert_array_equal(run.images.pixels('train', [0])[0], expected)
-  assert run.metadata['resize'] == rule
+  assert run.metadata['resize'] == ('crop' if share else 'squash')
 
 
 def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_config, tmp_path):

@@ -263,7 +263,7 @@ def write_results(
     'data': {
       'origin': task.origin,
       'notes': list(task.notes),
-      'resize': context.images.rule,
+      'resize': context.metadata['resize'],
       'images': images,
     },
     'normalization': context.metadata['normalization'],
