@@ -245,9 +245,7 @@ def make_steps(
   return steps
 
 
-@keep_last
-def _optimizer(recipe: Recipe, per_epoch: int | None) -> optax.GradientTransformation:
-  return recipe.optimizer(per_epoch)
+_optimizer = keep_last(Recipe.optimizer)
 
 
 def initial_state(
@@ -268,25 +266,25 @@ def _start_state(
   mesh: jax.sharding.Mesh | None,
   runs: int | None,
 ) -> TrainState:
-  """The state that training starts from: a copy, as the steps reuse its memory."""
+  """The state that training starts from: a copy, as the steps reuse its memory.
+
+  Raises:
+    ValueError: `state` has other arrays than the trainable ones and the optimizer.
+  """
   begin = functools.partial(initial_state, optimizer=optimizer, runs=runs)
   if state is not None:
-    _check_trees(state, jax.eval_shape(begin, trainable))
+    begun = jax.eval_shape(begin, trainable)
+    for field, origin in (('trainable', 'structure'), ('opt_state', 'optimizer')):
+      found, expected = (by_name(flatten(getattr(each, field))) for each in (state, begun))
+      if problems := '; '.join(differences(found, expected)):
+        raise ValueError(
+          f'state.{field} has other arrays ({problems}); continue with the {origin} that it was '
+          'trained with.'
+        )
   start = begin(trainable) if state is None else state
   placed = meshes.replicate(mesh, start[:2])
   trainable, opt_state = jax.tree.map(jnp.copy, placed)
   return TrainState(trainable, opt_state, start.step, frozen)
-
-
-def _check_trees(state: TrainState, start: TrainState) -> None:
-  """Raises ValueError unless a state has the structure, shapes and types of the start."""
-  for field, origin in (('trainable', 'structure'), ('opt_state', 'optimizer')):
-    found, expected = (by_name(flatten(getattr(each, field))) for each in (state, start))
-    if problems := '; '.join(differences(found, expected)):
-      raise ValueError(
-        f'state.{field} has other arrays ({problems}); continue with the {origin} that it was '
-        'trained with.'
-      )
 
 
 def _steps_per_epoch(source: Source, recipe: Recipe, mesh: jax.sharding.Mesh | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from glora_jax.checks import shown
@@ -154,10 +154,10 @@ def expand(name: str) -> list[str]:
   if 'all' not in given or len(given) > len(values):
     return [name]
   given += ['all'] * (len(values) - len(given))
-  choices = [
+  choices = (
     all_values if part == 'all' else (part,) for part, all_values in zip(given, values, strict=True)
-  ]
-  return _names(kind, choices)
+  )
+  return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
 
 
 def data_sets(kind: str) -> list[str]:
@@ -168,12 +168,8 @@ def data_sets(kind: str) -> list[str]:
     (['fewshot/food101/1/0', 'fewshot/stanford_cars/1/0'], ['generalization/0'])
   """
   parts = FAMILIES[kind].parts.items()
-  choices = [values if part == 'NAME' else values[:1] for part, values in parts]
-  return _names(kind, choices)
-
-
-def _names(kind: str, choices: Iterable[Iterable[str | int]]) -> list[str]:
-  return ['/'.join(map(str, (kind, *chosen))) for chosen in itertools.product(*choices)]
+  first = ('all' if part == 'NAME' else str(values[0]) for part, values in parts)
+  return expand('/'.join((kind, *first)))
 
 
 def is_ready(name: str, source: Source) -> bool:

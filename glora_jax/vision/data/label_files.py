@@ -25,14 +25,12 @@ class LabelledPath(NamedTuple):
     line: line number in the label file, from 1.
     path: path of the image as the label file has it.
     label: label as the label file has it.
-    split: split as the label file has it; '' where it says none.
     cells: all cells of a CSV's row, by the name of the column in lower case.
   """
 
   line: int
   path: str
   label: str
-  split: str = ''
   cells: Mapping[str, str] = {}
 
 
@@ -173,5 +171,5 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     row = dict(zip(columns, cells, strict=False))
     if any(cells[len(columns) :]) or not all(map(row.get, wanted)):
       _refuse(path, line, what, *cells)
-    labelled.append(LabelledPath(line, row['path'], row['label'], row.get('split', ''), row))
+    labelled.append(LabelledPath(line, row['path'], row['label'], row))
   return labelled

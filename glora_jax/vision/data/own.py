@@ -86,11 +86,11 @@ def csv_task(path: str, groups: str | None = None) -> Task:
   number_of = {name: number for number, name in enumerate(classes)}
   given: dict[str, Files] = {}
   for row, image in zip(rows, paths, strict=True):
-    split = NAMES.get(row.split.lower()) if row.split else 'train'
+    name = row.cells.get('split', 'train')
+    split = NAMES.get(name.lower())
     if split is None:
       raise ValueError(
-        f'{path}, line {row.line}: {printable(row.split)} is not a split; use one of '
-        f'{", ".join(NAMES)}.'
+        f'{path}, line {row.line}: {printable(name)} is not a split; use one of {", ".join(NAMES)}.'
       )
     files = given.setdefault(split, Files([], [], os.path.dirname(path)))
     files.paths.append(image)

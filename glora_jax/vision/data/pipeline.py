@@ -187,11 +187,11 @@ def open_images(
         row._replace(fault=fault) for row, fault in zip(rows[split], faults, strict=True)
       ]
     faults = {split: [row.fault for row in of_split] for split, of_split in rows.items()}
-    _require_readable(splits, faults, skip_broken)
-    for split in [split for split in splits if any(faults[split])]:
-      splits[split] = Part(splits[split], _readable(faults[split]))
-      if split in decoded:
-        decoded[split] = decoded[split][_readable(faults[split])]
+    for split, readable in _readable(splits, faults, skip_broken).items():
+      if any(faults[split]):
+        splits[split] = Part(splits[split], readable)
+        if split in decoded:
+          decoded[split] = decoded[split][readable]
     _require_enough(task, splits)
     everything = _all(rows)
     if everything != old:
@@ -290,8 +290,8 @@ def load(
     UnreadableImages: there are images that cannot be decoded.
   """
   images, faults = decode(examples, image_size, 'images', share=share)
-  _require_readable({'': examples}, {'': faults}, skip_broken)
-  return Split(images[_readable(faults)], examples.labels[_readable(faults)])
+  readable = _readable({'': examples}, {'': faults}, skip_broken)['']
+  return Split(images[readable], examples.labels[readable])
 
 
 def decode(
@@ -336,10 +336,10 @@ def decode(
   return images, faults
 
 
-def _require_readable(
+def _readable(
   splits: Mapping[str, Examples], faults: Mapping[str, Sequence[str]], skip_broken: bool
-) -> None:
-  """Names images that cannot be decoded in a warning, if they may be left out, or an error.
+) -> dict[str, np.ndarray]:
+  """The indices of the images that can be decoded, by split; a warning or an error names others.
 
   Args:
     splits: the examples of each split.
@@ -360,17 +360,15 @@ def _require_readable(
     raise UnreadableImages(messages, number)
   if messages:
     log.warning('Left out: %s.', _summary(messages, number))
+  return {
+    split: np.flatnonzero([not fault for fault in of_split]) for split, of_split in faults.items()
+  }
 
 
 def _summary(messages: Sequence[str], total: int) -> str:
   more = '; and more' if len(messages) > _MOST_NAMED else ''
   named = '; '.join(messages[:_MOST_NAMED])
   return f'{len(messages)} of {total} images cannot be decoded: {named}{more}'
-
-
-def _readable(faults: Sequence[str]) -> np.ndarray:
-  """The indices of the images that can be decoded."""
-  return np.flatnonzero([not fault for fault in faults])
 
 
 def _sentence(example: Example, reason: object) -> str:
@@ -424,17 +422,19 @@ def _in_order(
 
   groups = grain.MapDataset.range(number).map(function).batch(together, batch_fn=list)
   held = ahead // together
-  if not workers:
-    threads = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(_THREADS, held))
-    return itertools.chain.from_iterable(groups.to_iter_dataset(threads))
-  if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
-    flags.FLAGS.mark_as_parsed()
-  no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  processes = grain.MultiprocessingOptions(
-    num_workers=workers, per_worker_buffer_size=max(1, held // workers)
+  threads = grain.ReadOptions(
+    num_threads=0 if workers else _THREADS,
+    prefetch_buffer_size=0 if workers else max(_THREADS, held),
   )
-  in_processes = groups.to_iter_dataset(no_threads).mp_prefetch(processes)
-  return itertools.chain.from_iterable(in_processes)
+  results = groups.to_iter_dataset(threads)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+      flags.FLAGS.mark_as_parsed()
+    processes = grain.MultiprocessingOptions(
+      num_workers=workers, per_worker_buffer_size=max(1, held // workers)
+    )
+    results = results.mp_prefetch(processes)
+  return itertools.chain.from_iterable(results)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -34,8 +34,8 @@ class Row(NamedTuple):
     split: name of the split.
     label: name of the class.
     image: see `Example.key`.
-    size: bytes of the file; 0 if the image has none.
-    time: nanoseconds of the last change of the file.
+    size: bytes of the file, a number as the record has it; 0 if the image has none.
+    time: nanoseconds of the last change of the file, likewise.
     digest: digest of the bytes of the file; empty if it cannot be read.
     fault: why the image cannot be decoded and is left out; empty if it can.
   """
@@ -43,10 +43,10 @@ class Row(NamedTuple):
   split: str
   label: str
   image: str
-  size: int
-  time: int
+  size: str
+  time: str
   digest: str
-  fault: str = ''
+  fault: str
 
   @property
   def content(self) -> tuple[str, ...]:
@@ -64,11 +64,8 @@ def read(folder: str | None) -> list[Row]:
     header, *lines = csv.reader(io.StringIO(text, newline=''))
     if tuple(header) != Row._fields:
       return []
-    return [
-      Row(split, label, name, int(size), int(time), digest, fault)
-      for split, label, name, size, time, digest, fault in lines
-    ]
-  except (OSError, ValueError, csv.Error):
+    return [Row(*line) for line in lines]
+  except (OSError, ValueError, TypeError, csv.Error):
     return []
 
 
@@ -90,16 +87,16 @@ def describe(
     is_opened: whether to see if it can be decoded, unless it could by its old line.
   """
   path, before = example.path, old.get(example.key)
-  size, time, digest = 0, 0, ''
+  size, time, digest = '0', '0', ''
   with contextlib.suppress(OSError):  # a link to nowhere, or no regular file
     if path is not None:
       status = os.stat(path)
-      size, time = status.st_size, status.st_mtime_ns
+      size, time = str(status.st_size), str(status.st_mtime_ns)
       is_same = before is not None and (before.size, before.time) == (size, time)
       digest = (
         before.digest if is_same else hashlib.blake2b(image.read(path), digest_size=16).hexdigest()
       )
-  row = Row(split, label, example.key, size, time, digest)
+  row = Row(split, label, example.key, size, time, digest, fault='')
   if is_opened and (before is None or before.fault or before.content != row.content):
     try:
       example.image(draft=True)

@@ -130,19 +130,15 @@ smallnorb_ele      smallnorb:2.*.*         test[:200]           test[50%:]      
 """
 
 
-def _numbered(pattern: str, numbers: range) -> tuple[str, ...]:
-  return tuple(pattern.format(number) for number in numbers)
-
-
 # Of those tasks whose classes have no names in TFDS, or others.
 _CLASSES = {
-  'clevr_count': _numbered('{} objects', range(3, 11)),
+  'clevr_count': tuple(f'{number} objects' for number in range(3, 11)),
   'clevr_dist': ('below 8', '8 to 8.5', '8.5 to 9', '9 to 9.5', '9.5 to 10', 'above 10'),
   'kitti': ('vehicle below 8 m', 'vehicle 8 to 20 m', 'vehicle above 20 m', 'no vehicle'),
-  'dsprites_loc': _numbered('x bin {}', range(16)),
-  'dsprites_ori': _numbered('orientation bin {}', range(16)),
-  'smallnorb_azi': _numbered('azimuth {} degrees', range(0, 360, 20)),
-  'smallnorb_ele': _numbered('elevation {} degrees', range(30, 75, 5)),
+  'dsprites_loc': tuple(f'x bin {number}' for number in range(16)),
+  'dsprites_ori': tuple(f'orientation bin {number}' for number in range(16)),
+  'smallnorb_azi': tuple(f'azimuth {angle} degrees' for angle in range(0, 360, 20)),
+  'smallnorb_ele': tuple(f'elevation {angle} degrees' for angle in range(30, 75, 5)),
 }
 _SCALES = {'dsprites_loc': 255, 'dsprites_ori': 255}  # from stored values to pixels
 # Names that copies of NOAH's folder have, where they are not those of the tasks.
