@@ -41,8 +41,12 @@ def by_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
   """
   images, answered, right = matrix.sum(1), matrix.sum(0)[:-1], np.diag(matrix)
   with np.errstate(invalid='ignore'):
-    precision, recall, f1 = right / answered, right / images, 2 * right / (images + answered)
-  return {'images': images, 'precision': precision, 'recall': recall, 'f1': f1}
+    return {
+      'images': images,
+      'precision': right / answered,
+      'recall': right / images,
+      'f1': 2 * right / (images + answered),
+    }
 
 
 def balanced_accuracy(matrix: np.ndarray) -> float:

@@ -139,8 +139,10 @@ class Table(NamedTuple):
       | BitFit | 93.5 |
     """
     numbers = len(self.titles) - self.text_columns
-    lines = [self.titles, *self.rows]
-    texts = [[' '.join(str(cell).split()).replace('|', r'\|') for cell in line] for line in lines]
+    texts = [
+      [' '.join(str(cell).split()).replace('|', r'\|') for cell in line]
+      for line in (self.titles, *self.rows)
+    ]
     for row in self.strong:
       texts[row + 1] = [text and f'**{text}**' for text in texts[row + 1]]
     lines = [f'| {" | ".join(cells)} |' for cells in texts]

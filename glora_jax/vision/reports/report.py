@@ -76,7 +76,6 @@ def write_run(
   table.write(workdir, pivot.rows)
   has_gradient = result.get('allocation', {}).get('epochs')
   allocated = f'Allocation from {"one gradient" if has_gradient else "other tasks"}'
-  programs = making.table_of_programs(result)
   told = [making.tell_run(result, spec), making.tell_protocol(result), *making.left_out(workdir)]
   page.write(
     workdir,
@@ -93,7 +92,7 @@ def write_run(
       Section('training', 'Training', curves.training_blocks(f'{workdir}/metrics.jsonl', result)),
       Section('classes', 'Classes', errors.blocks_by_class(result)),
       Section('errors', 'Errors', errors.blocks_of(outcome)),
-      Section('cost', 'Cost', [*making.cost(pivot), programs, _MEMORY]),
+      Section('cost', 'Cost', [*making.cost(pivot), making.table_of_programs(result), _MEMORY]),
       Section('run', 'What was run', told),
       Section('reproduce', 'Reproduce it', making.reproduce(board)),
       Section('use', 'Use it', making.snippets(workdir, result)),

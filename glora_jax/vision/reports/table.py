@@ -330,8 +330,12 @@ def _published_rows(board: Board) -> Iterator[Row]:
     )
     for key, percent in found['values'].items():
       task, split = (family, key) if family == 'generalization' else (f'{family}/{key}', 'test')
-      group, accuracy = place_of(task, split).group, round(percent / 100, 6)
-      yield row._replace(task=task, group=group, split=split, accuracy=accuracy)
+      yield row._replace(
+        task=task,
+        group=place_of(task, split).group,
+        split=split,
+        accuracy=round(percent / 100, 6),
+      )
     if (mean := found['group_mean']) is not None:
       yield row._replace(group=MEAN_OF_GROUPS, accuracy=round(mean / 100, 6))
 

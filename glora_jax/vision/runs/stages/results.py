@@ -74,8 +74,11 @@ class Listed(NamedTuple):
 
   def content(self) -> dict[str, Any]:
     """The content of `test_list.json`."""
-    version = glora_jax.__version__
-    return {'version': version, 'result': self.result, 'structures': self.rows}
+    return {
+      'version': glora_jax.__version__,
+      'result': self.result,
+      'structures': self.rows,
+    }
 
 
 def list_structures(
