@@ -77,7 +77,7 @@ def tell_protocol(result: Result) -> str:
       The validation images chose the searched structure, in a supernet trained on the training
       images alone.
     """
-  elif result['structure'] == TRANSFER or str(result['structure']).endswith(GENOME_ENDING):
+  elif result['structure'] == TRANSFER or result['structure'].endswith(GENOME_ENDING):
     chosen = """
       The structure comes from a file that does not say how it was chosen; if that was on these
       validation or test images, their accuracies are too high.
