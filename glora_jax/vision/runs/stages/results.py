@@ -226,8 +226,7 @@ def write_results(
   Returns:
     The content of `result.json`.
   """
-  settings, candidates, task = context.settings, listed.candidates, context.task
-  candidate = candidates[listed.result]
+  settings, task = context.settings, context.task
   archive = listed.found.get('search')
   allocation = listed.found['structure'].allocation if 'structure' in listed.found else None
   splits = (context.train_split, context.search_split, settings.final_split)
@@ -239,7 +238,8 @@ def write_results(
     images['test'] = len(test.labels)
     files = [test[index].key for index in range(len(test.labels))]
     outcome = Outcome(task.classes, test.labels, *listed.answers, pixels, files)
-    tested = {'fold_max_abs_diff': _save_models(context, candidate), **_measure(outcome)}
+    distance = _save_models(context, listed.candidates[listed.result])
+    tested = {'fold_max_abs_diff': distance, **_measure(outcome)}
   searched: dict[str, Any] = dict.fromkeys(('finetuned', 'evaluations', 'hypervolume'))
   inherited = {}
   if archive is not None:
