@@ -128,6 +128,7 @@ def with_nulls(content: Any) -> Any:
     >>> with_nulls({'loss': float('nan'), 'accuracy': 0.5})
     {'loss': None, 'accuracy': 0.5}
   """
+  # What `dumps` writes as NaN or Infinity, `loads` gives to this function.
   return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
