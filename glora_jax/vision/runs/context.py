@@ -163,8 +163,7 @@ def make_context(
   Args:
     given: the config; the context's batches are no larger than the images allow.
     stages: all stages of the job.
-    workdir: folder of the job, which gets only a record of the images and one of the weights; if
-      it is '', nothing is written.
+    workdir: folder of the job, which gets only a record of the images and one of the weights.
     stop: see `job.begin`.
     shared: see `job.begin`.
 
@@ -218,14 +217,14 @@ def make_context(
     choose_resident(images, (context.train_split, settings.final_split), data.max_resident),
     skip_broken=data.skip_broken,
     cache=data.cache,
-    folder=workdir or None,
-    is_tested=bool(workdir) and has_test_list(workdir),
+    folder=workdir,
+    is_tested=has_test_list(workdir),
     mesh=mesh,
   )
   images = dataclasses.replace(images, task=note_photographs(settings, images.task))
   left = count_images(images.task)  # fewer if broken ones are left out
   facts: dict[str, Any] = dict(images.identities)
-  if workdir and os.path.isfile(record := os.path.join(workdir, WEIGHTS)):
+  if os.path.isfile(record := os.path.join(workdir, WEIGHTS)):
     facts[WEIGHTS] = sha256_of(record)
   context = dataclasses.replace(context, images=images, facts=facts)
   if left != counts:

@@ -157,5 +157,5 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
 def _check_folded(context: Context) -> None:
   """Raises ValueError if the folder of the folded model holds another checkpoint."""
   path = context.path('folded')
-  if context.workdir and os.path.isdir(path):
+  if os.path.isdir(path):
     require_no_other(path)

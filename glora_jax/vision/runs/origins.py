@@ -44,7 +44,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
 
   Args:
     settings: the section of the config.
-    workdir: folder of the run; '' for none, and no record.
+    workdir: folder of the run.
 
   Raises:
     ValueError: the weights are not the recorded or expected ones; see also `fetch`.
@@ -52,7 +52,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
   name, revision = settings.weights, ''
   if name == weights.EMBEDDED:
     return fetch(name, settings.sha256)
-  record = _read(workdir) if workdir else {}
+  record = _read(workdir)
   if record and record['weights'] != name:  # no stage has used the old ones
     record = {}
   if hub.is_hub_name(name := str(hub_name(name))) and record:
@@ -67,7 +67,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
       f'{path} has SHA-256 {sha256}, but this run began with weights of {record["sha256"]}; '
       'restore those, or choose another --workdir.'
     )
-  if workdir and not record and primary():
+  if not record and primary():
     record = _Weights(weights=settings.weights, revision=revision, sha256=sha256)
     write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
   return path

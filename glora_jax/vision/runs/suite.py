@@ -21,6 +21,7 @@ import gc
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
@@ -38,7 +39,7 @@ from glora_jax.vision.reports.table import Board
 from glora_jax.vision.runs import experiment, processes
 from glora_jax.vision.runs.cells import Run, runs_of
 from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.context import make_context, never
+from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.job import begin
 from glora_jax.vision.runs.runners import Runner, in_this_process
 from glora_jax.vision.runs.settings import RunSettings
@@ -293,19 +294,18 @@ def _log_and_call(line: str, job: Callable[..., Any], *arguments: Any, **further
 def _check(settings: RunSettings, folder: str, stop: Stop, *, shared: str, is_dry: bool) -> None:
   """Checks what a run needs; its arrays are freed at the end.
 
-  A run that another process has started has been checked there.
+  A dry check begins the run in a temporary folder. A run that another process has started has been
+  checked there.
   """
-  stages = experiment.stages_of(settings)
-  if is_dry:
-    make_context(settings, stages, '')
-    return
-  try:
-    with begin(settings, stages, folder, stop, shared):
-      pass
-  except InUseError as error:
-    if jax.process_count() > 1:
-      raise
-    log.info('%s', error)
+  with tempfile.TemporaryDirectory() as elsewhere:
+    folder = elsewhere if is_dry else folder
+    try:
+      with begin(settings, experiment.stages_of(settings), folder, stop, shared):
+        pass
+    except InUseError as error:
+      if jax.process_count() > 1:
+        raise
+      log.info('%s', error)
 
 
 def _try_rate(

@@ -20,9 +20,9 @@ from glora_jax.files import read_json
 from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports.table import Board, Cell
-from glora_jax.vision.runs import cells, experiment, suite
+from glora_jax.vision.runs import cells, suite
 from glora_jax.vision.runs.config import check_config, default_config
-from glora_jax.vision.runs.context import make_context, never
+from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.runners import in_this_process
 from glora_jax.vision.runs.workdir import Stopped
 
@@ -210,11 +210,10 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   assert gradient.allocation.head_rate == 2 * settings.training.learning_rate
 
 
-def test_a_check_without_a_workdir_writes_nothing(run_config, tmp_path, monkeypatch):
-  """As before a learning rate is chosen."""
+def test_a_check_before_a_learning_rate_is_chosen_writes_nothing(run_config, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  settings = check_config(run_config)
-  make_context(settings, experiment.stages_of(settings), '')
+  settings, folder, shared = check_config(run_config), str(tmp_path / 'run'), str(tmp_path / 'all')
+  suite._check(settings, folder, never, shared=shared, is_dry=True)
   assert not [*tmp_path.iterdir()]
 
 

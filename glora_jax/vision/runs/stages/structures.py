@@ -173,7 +173,7 @@ def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
       return allocation.genome, allocation
     genome = genome_of(spec, name)
   except FileNotFoundError:
-    if not context.workdir or not os.path.exists(context.path(FOLDER, 'genome.json')):
+    if not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
     return None, None
   except ValueError as error:
