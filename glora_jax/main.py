@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import functools
 import logging
 import os
 import pathlib
@@ -404,11 +403,18 @@ def _help() -> str:
   return (__doc__ or '') + flags.FLAGS.module_help(sys.modules[__name__])
 
 
-def _help_config(*, all_fields: bool) -> str:
-  """Config fields, or those that are needed most often: name, default, type, range, meaning."""
+def _help_needed() -> str:
+  """The config fields that are needed most often: name, default, type, range, meaning."""
   from glora_jax.vision.runs.fields import NEEDED, describe
 
-  return describe() if all_fields else f'{describe(NEEDED)}\n\n--help_config=all shows all fields.'
+  return f'{describe(NEEDED)}\n\n--help_config=all shows all fields.'
+
+
+def _help_all() -> str:
+  """All config fields."""
+  from glora_jax.vision.runs.fields import describe
+
+  return describe()
 
 
 def _list() -> str:
@@ -425,8 +431,8 @@ def _list() -> str:
 # Arguments that show a page and exit.
 PAGES = {
   **dict.fromkeys(('--help', '-help', '-h', '-?', '--helpshort'), _help),
-  '--help_config': functools.partial(_help_config, all_fields=False),
-  '--help_config=all': functools.partial(_help_config, all_fields=True),
+  '--help_config': _help_needed,
+  '--help_config=all': _help_all,
   '--list': _list,
 }
 

@@ -123,7 +123,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   supernet, search = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
   before = (*stages_of_structure(settings), *supernet, *trainings.values(), *search)
   # What is tested, and what the report describes.
-  names = tuple(stage.name for stage in before if stage.name not in ('head', 'gradient'))
+  names = tuple(stage.name for stage in before)
   tested = {name: stage.name for name, stage in trainings.items()}
   if 'finetune' in names and settings.final_split == 'train':  # else it has seen fewer images
     tested[SUPERNET] = 'search'
