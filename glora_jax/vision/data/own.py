@@ -132,7 +132,7 @@ def _task(
   labels = {split: examples.labels for split, examples in splits.items()}
   require_measurable(path, classes, labels)
   notes = notes_on(given)
-  for split in (split for split in SPLITS if split in given):
+  for split in SPLITS:
     if absent := [name for label, name in enumerate(classes) if label not in labels[split]]:
       notes.append(f'{split} has no images of {listed(absent)}.')
   counts = np.bincount(train.labels, minlength=len(classes))

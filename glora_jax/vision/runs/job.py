@@ -112,7 +112,7 @@ def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
         f'{workdir}/result.json does not belong to {folder}: one of the two is from another run. '
         'Restore the right one, or choose another --workdir.'
       )
-  log.info('This run is finished, and nothing is recorded; its results are in %s.', workdir)
+  log.info('This run is finished, so nothing runs again; its results are in %s.', workdir)
   _compare_images(settings, workdir)
   return with_provenance(result, workdir)
 

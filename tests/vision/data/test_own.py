@@ -153,6 +153,11 @@ def test_no_split_cuts_a_group_and_every_split_has_its_share_of_every_class(tmp_
   np.testing.assert_allclose(counts / counts.sum(0), [[0.8] * 2, [0.1] * 2, [0.1] * 2], atol=0.03)
 
 
+def test_a_split_that_lacks_a_class_whose_images_are_one_group_is_noted(photos):
+  task = find(f'folder:{photos}', Source(groups='owl|cat.*|dog.*'))
+  assert {'val has no images of owl.', 'test has no images of owl.'} <= {*task.notes}
+
+
 @pytest.mark.parametrize(
   'kind, groups, sentence',
   [
