@@ -29,7 +29,7 @@ from glora_jax.vision.runs.stage import (
   read_mark,
   stages_to_repeat,
 )
-from glora_jax.vision.runs.stages.results import Result
+from glora_jax.vision.runs.stages.results import ResultFile
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.runs.workdir import (
   Stop,
@@ -104,7 +104,7 @@ def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
 
   Stages may be missing.
   """
-  result = read_json(os.path.join(workdir, 'result.json'), 'result', Result)
+  result = read_json(os.path.join(workdir, 'result.json'), 'result', ResultFile)
   for name, key in result['stages'].items():
     folder = os.path.join(workdir, name)
     if (mark := read_mark(folder)) is not None and mark['key'] != key:

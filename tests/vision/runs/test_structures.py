@@ -75,7 +75,7 @@ def prepared(config, structure_run, tmp_path):
 
 def test_the_result_has_all_keys_and_the_structure_that_was_written_before_training(gradient_run):
   workdir, result = gradient_run
-  assert result.keys() >= results.Result.__annotations__.keys()
+  assert result.keys() >= results.ResultFile.__annotations__.keys()
   assert result['structure'] == 'gradient'
   for name in ('finetuned', 'evaluations', 'hypervolume'):
     assert result[name] is None

@@ -192,7 +192,7 @@ class _Data(TypedDict):
   images: dict[str, int]
 
 
-class Result(TypedDict):
+class ResultFile(TypedDict):
   """The content of `result.json`; fields of a search are null if there was none."""
 
   task: str
