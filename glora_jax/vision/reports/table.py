@@ -35,7 +35,6 @@ PAPER_LABEL = (
   'The test accuracies below reproduce how the paper was probably made; '
   'they do not estimate the accuracy on unseen images.'
 )
-State = Literal['done', 'failed', 'not ready', 'waiting']
 
 _STYLES = {
   SEARCH: ('searched', 'red', 'star'),
@@ -122,7 +121,7 @@ class Board:
     """Whether structures were searched on the test set."""
     return any(result['protocol'] == 'paper' for result in self.results.values())
 
-  def state(self, name: str) -> State:
+  def state(self, name: str) -> Literal['done', 'failed', 'not ready', 'waiting']:
     """The state of a run."""
     if name in self.results:
       return 'done'
