@@ -236,9 +236,11 @@ def runs(board: Board, workdir: str) -> Blocks:
     TEST_LIST,
   ]
   if board.missing:
-    texts = [f'{name}: {reason}' for name, reason in board.missing.items()]
-    blocks += [Heading('Not ready'), Items(texts)]
-    blocks.append('--config.suite.prepare=True downloads what needs no manual download.')
+    blocks += [
+      Heading('Not ready'),
+      Items([f'{name}: {reason}' for name, reason in board.missing.items()]),
+      '--config.suite.prepare=True downloads what needs no manual download.',
+    ]
   if any(result['structure'].endswith(GENOME_ENDING) for result in board.results.values()):
     blocks.append('Structures come from files that do not say how they were chosen.')
   return blocks
