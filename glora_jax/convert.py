@@ -25,7 +25,7 @@ import jax.export
 import jax.numpy as jnp
 
 from glora_jax.errors import MissingPackageError, UserError
-from glora_jax.files import atomic
+from glora_jax.files import write_bytes
 
 try:
   from glora_jax.vision.data.normalization import NORMALIZATIONS, normalize
@@ -161,8 +161,7 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
   shape = (*jax.export.symbolic_shape('batch'), *sides(metadata['image_size']), 3)
   images = jax.ShapeDtypeStruct(shape, jnp.float32 if normalization is None else jnp.uint8)
   exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
-  with atomic(path) as temporary, open(temporary, 'wb') as file:
-    file.write(exported.serialize())
+  write_bytes(path, exported.serialize())
   shapes = [shape.str_short() for shape in (*exported.in_avals, *exported.out_avals)]
   return f'{path}: {" -> ".join(shapes)} on {", ".join(PLATFORMS)}'
 

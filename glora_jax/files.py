@@ -104,6 +104,16 @@ def open_regular(path: Path) -> io.BufferedReader:
   return open(path, 'rb')
 
 
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
+  """Writes a file, whole or not at all.
+
+  Raises:
+    OSError: it cannot be written there.
+  """
+  with atomic(path) as temporary, open(temporary, 'wb') as file:
+    file.write(content)
+
+
 def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   """Writes a JSON file, whole or not at all.
 
@@ -117,8 +127,7 @@ def write_json(path: Path, content: Any, kind: str | None = None) -> None:
   """
   if kind is not None:
     content = {STAMP: stamp_of(kind), **content}
-  with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(json.dumps(with_nulls(content), indent=2) + '\n')
+  write_bytes(path, f'{json.dumps(with_nulls(content), indent=2)}\n'.encode())
 
 
 def with_nulls(content: Any) -> Any:
@@ -269,8 +278,7 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
     content = safetensors.numpy.save(contiguous, metadata)
   except safetensors.SafetensorError as error:
     raise OSError(f'{printable(path)} cannot be written ({first_line(error)}).') from error
-  with atomic(path) as temporary, open(temporary, 'wb') as file:
-    file.write(content)
+  write_bytes(path, content)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -23,7 +23,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from glora_jax.files import atomic
+from glora_jax.files import write_bytes
 from glora_jax.vision.reports.charts import Chart
 
 Result = Mapping[str, Any]  # the content of a run's `result.json`
@@ -190,9 +190,8 @@ def write(
     warnings=warnings,
     figures=figures,
   )
-  with atomic(path(workdir)) as temporary, open(temporary, 'wb') as file:
-    # Names that no encoding holds are shown with backslashes.
-    file.write(text.encode('utf-8', 'backslashreplace'))
+  # Names that no encoding holds are shown with backslashes.
+  write_bytes(path(workdir), text.encode('utf-8', 'backslashreplace'))
 
 
 @dataclasses.dataclass(frozen=True)

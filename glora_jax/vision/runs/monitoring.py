@@ -22,7 +22,7 @@ import jax
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown
 from glora_jax.errors import UserError
-from glora_jax.files import STAMP, Path, atomic, first_line, stamp_of, with_nulls, writing
+from glora_jax.files import STAMP, Path, first_line, stamp_of, with_nulls, write_bytes, writing
 from glora_jax.vision.files import read_lines
 
 if TYPE_CHECKING:
@@ -141,13 +141,11 @@ def _write_lines(folder: Path, lines: Iterable[Line]) -> None:
   """Writes the file of lines in a folder, unless it has exactly these."""
   path = pathlib.Path(folder, METRICS)
   objects = [{STAMP: stamp_of('metrics')}, *map(with_nulls, lines)]
-  text = ''.join(json.dumps(each) + '\n' for each in objects)
+  content = ''.join(json.dumps(each) + '\n' for each in objects).encode()
   with writing(path):
     os.makedirs(folder, exist_ok=True)
-  if path.exists() and path.read_bytes() == text.encode():
-    return
-  with atomic(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
+  if not path.exists() or path.read_bytes() != content:
+    write_bytes(path, content)
 
 
 def _lines_of(folder: Path) -> list[Line]:
