@@ -221,7 +221,7 @@ def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) ->
   weight = prior_weight(signal, float(np.mean([prior.signal or 0.0 for prior in priors])))
   log.info(
     '%.3f of the squared gradient is signal, so the weight of the prior is %.0f%%.',
-    signal,
+    max(signal, 0.0),
     100 * weight,
   )
   return weight

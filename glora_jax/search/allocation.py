@@ -105,7 +105,7 @@ class Allocation:
       f'trains {self.count_params():,} parameters of a budget of {self.budget:,} ({source})'
     )
     if self.signal is not None:
-      lines.append(f'{self.signal:.2f} of the squared gradient is signal')
+      lines.append(f'{max(self.signal, 0.0):.2f} of the squared gradient is signal')
     if self.borrowed:
       lines.append(f'weight of the prior: {100 * self.borrowed:.0f}%')
     return '\n'.join(lines)
