@@ -61,12 +61,10 @@ class Block(NamedTuple):
   stop: int
   data: Any
   indices: np.ndarray | None
-  weight: float | None = None
+  weight: np.float32 | None = None
 
 
-def source_of(
-  batches: Any, batch_size: int, parts: int, draw: Draw | None = None
-) -> Resident | Streamed | Loader:
+def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = None) -> Source:
   """The source of batches for what `fit` got as `batches`.
 
   Args:
@@ -239,7 +237,7 @@ class Loader:
         if mesh is not None:
           local = meshes.local_rows(mesh, size_of(block[0]))
           block = jax.tree.map(operator.itemgetter(local), block)
-        yield Block(first, _stack(block, mesh), None, None if weight == 1 else weight)
+        yield Block(first, _stack(block, mesh), None, None if weight == 1 else np.float32(weight))
 
   def _passes(self) -> Iterator[tuple[Any, float]]:
     """(batch, its size relative to the first batch of its pass), pass after pass."""
@@ -266,6 +264,9 @@ class Loader:
           f'batches has a length of {self.per_epoch}, but yielded {number} in an epoch; correct '
           'it, or pass batches without one and Recipe(steps=...).'
         )
+
+
+Source = Resident | Streamed | Loader
 
 
 def _shapes_and_weight(weighted: tuple[Any, float]) -> tuple[Any, float]:

@@ -26,7 +26,7 @@ from glora_jax.method.forward import loss_and_metrics
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import check_only_arrays
 from glora_jax.progress import progress_bar
-from glora_jax.training.batches import Draw, Loader, Resident, Streamed, source_of, split_traced
+from glora_jax.training.batches import Draw, Loader, Resident, Source, source_of, split_traced
 from glora_jax.training.gradient import by_device, part_by_part
 from glora_jax.training.recipe import Recipe, warn_of_rounding
 from glora_jax.tree import by_name, differences, flatten, join
@@ -39,9 +39,6 @@ T = TypeVar('T')
 Metrics = dict[str, jax.Array]
 # (trainable, frozen, batch, key) -> loss, or (loss, metrics), all scalars.
 LossFn = Callable[[Any, Any, Any, jax.Array], Any]
-
-
-Source = Resident | Streamed | Loader
 
 
 class TrainState(NamedTuple):
@@ -494,7 +491,7 @@ def minimize(
         block.indices,
         step_key,
         rates,
-        None if block.weight is None else jnp.float32(block.weight),
+        block.weight,
       )
       following = next(blocks, None)  # read and put on the device while these steps run
       number = int(done) if runs is None else np.asarray(done)

@@ -29,8 +29,7 @@ from glora_jax.training.loop import Metrics
 # key n of a split is fold_in(key, n).
 MIX_STREAM = 2**32 - 1
 DROPOUT_STREAM = 1
-NOISE_STREAMS = (2, 3)  # of the two passes of consistency regularization
-PASS_STREAMS = (4, 5)
+PASSES = ((2, 4), (3, 5))  # of consistency regularization: the streams of its noise and its model
 COMPONENT_STREAM = 6
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -111,7 +110,7 @@ def classification(
     if not consistency.weight:
       return cross_entropy(logits_of(forward, inputs, model_key), targets, classes)
     passes = []
-    for noise_stream, pass_stream in zip(NOISE_STREAMS, PASS_STREAMS, strict=True):
+    for noise_stream, pass_stream in PASSES:
       noise_key = jax.random.fold_in(model_key, noise_stream)
       noisy = forward.with_adapter(consistency.perturb(noise_key, forward.adapter))
       passes.append(logits_of(noisy, inputs, jax.random.fold_in(model_key, pass_stream)))

@@ -122,31 +122,24 @@ def prepare(builder: Builder) -> None:
     OSError: it cannot be downloaded, or a manual download is missing; with the instructions.
     ImportError: preparing it needs TensorFlow.
   """
-  if is_prepared(builder):
-    _notice_preparation(builder)
-    return
-  log.info('Preparing %s', builder.info.full_name)
-  tfds.display_progress_bar(is_watched())
-  try:
-    builder.download_and_prepare(file_format='array_record')
-  except ImportError as error:
-    raise ImportError(
-      f'Preparing {builder.info.full_name} needs a package that is not installed ({error}); pip '
-      'install tensorflow, or prepare it on a machine that has TensorFlow and copy the folder.'
-    ) from error
-  except Exception as error:  # TFDS raises whatever downloads, checksums and folders raise
-    if is_prepared(builder):
+  if not is_prepared(builder):
+    log.info('Preparing %s', builder.info.full_name)
+    tfds.display_progress_bar(is_watched())
+    try:
+      builder.download_and_prepare(file_format='array_record')
+    except ImportError as error:
+      raise ImportError(
+        f'Preparing {builder.info.full_name} needs a package that is not installed ({error}); pip '
+        'install tensorflow, or prepare it on a machine that has TensorFlow and copy the folder.'
+      ) from error
+    except Exception as error:  # TFDS raises whatever downloads, checksums and folders raise
+      if not is_prepared(builder):
+        raise OSError(
+          f'{builder.info.full_name} could not be prepared ({first_line(error)}). '
+          f'{instructions(builder)}'
+        ) from error
       log.info('Another process has prepared %s in the meantime.', builder.info.full_name)
-      _notice_preparation(builder)
-      return
-    raise OSError(
-      f'{builder.info.full_name} could not be prepared ({first_line(error)}). '
-      f'{instructions(builder)}'
-    ) from error
-
-
-def _notice_preparation(builder: Builder) -> None:
-  """Tells a builder that was made before its data set was prepared what lies on disk now."""
+  # A builder that was made before its data set was prepared is told what lies on disk now.
   info_file = builder.data_path / tfds.core.constants.DATASET_INFO_FILENAME
   if not builder.info.initialized and info_file.exists():
     builder.info.set_file_format('array_record', override=True)
