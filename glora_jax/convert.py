@@ -120,7 +120,10 @@ def _inspection(checkpoint: Checkpoint) -> str:
     'image_size': metadata['image_size'],
     'normalization': metadata.get('normalization'),
   }
-  fields = describe(model) if isinstance(model, ViT) else model.describe()
+  if isinstance(model, ViT):
+    fields = describe(model)
+  else:
+    fields = {'model': model.__name__, 'num_classes': model.num_classes}
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep='/')
   rows = [('parameter', 'shape', 'type', 'numbers')]
   for name, value in flat.items():

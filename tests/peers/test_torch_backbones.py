@@ -230,6 +230,12 @@ def test_the_file_that_is_named_is_read_or_refused(folders, tmp_path):
     weights.load(tmp_path / 'ema.safetensors')
 
 
+def test_classes_that_are_not_those_of_the_head_are_refused(folders, tmp_path):
+  model, params, metadata = weights.load(folders('convnext_atto'))
+  with pytest.raises(ValueError, match='5 outputs, but there are 2 names'):
+    weights.save(tmp_path / 'new', model, params, {**metadata, 'classes': ['a', 'b']})
+
+
 def test_names_of_timm():
   assert hub_name('timm:convnext_atto') == 'hf:timm/convnext_atto.d2_in1k'
   with pytest.raises(ValueError, match='has no weights'):

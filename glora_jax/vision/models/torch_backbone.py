@@ -28,12 +28,11 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line, require_numbers, write_json, write_safetensors
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.presets import Structure
 from glora_jax.method.space import SearchSpace
 from glora_jax.torch_environment import shape_of
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.models.formats import hugging_face, timm
-from glora_jax.vision.models.metadata import OURS, REMEMBERED, Metadata, check_facts, read_json
+from glora_jax.vision.models.metadata import OURS, Metadata, check_facts, read_json
 from glora_jax.vision.models.vit import sides
 
 _PUBLISHED_SIZE = 224
@@ -45,6 +44,7 @@ class TorchBackbone(glora_jax.torch.Module):
   It always runs in evaluation mode: what is frozen keeps its statistics, and drops nothing.
 
   Attributes:
+    library: the library that builds the module, 'timm' or 'transformers'.
     folder: folder of the checkpoint that it was built from.
     config: contents of its `config.json`.
     head: PyTorch's name of the last linear layer.
@@ -56,20 +56,17 @@ class TorchBackbone(glora_jax.torch.Module):
   def __init__(
     self,
     module: torch.nn.Module,
+    library: str,
     folder: str,
     config: Mapping[str, Any],
     head: str,
     options: Mapping[str, Any],
   ):
     super().__init__(module)
-    self.folder, self.config, self.head, self.options = folder, config, head, options
+    self.library, self.folder, self.config = library, folder, config
+    self.head, self.options = head, options
     linear: Any = module.get_submodule(head)
     self.width, self.num_classes = linear.in_features, linear.out_features
-
-  @property
-  def library(self) -> str:
-    """The library that builds the module, 'timm' or 'transformers'."""
-    return library_of(self.config)
 
   def apply(self, variables: Mapping[str, Any], images: jax.Array, *, train: bool = False) -> Any:
     """Logits, or features, of normalized images."""
@@ -95,28 +92,14 @@ class TorchBackbone(glora_jax.torch.Module):
       params = params[name]
     return features @ params['weight'].T + params['bias']
 
-  def adapt(
-    self,
-    sample: Any,
-    *,
-    structure: Structure | None = None,
-    space: SearchSpace | None = None,
-  ) -> Adapted:
+  def adapt(self, sample: Any, *, space: SearchSpace) -> Adapted:
     """See `glora_jax.adapt`: the linear layers, or the convolutions of a network of these alone."""
     shapes = {name: shape_of(value) for name, value in self.skeleton.named_parameters()}
     heads = f'^{re.escape(self.head.replace(".", "/"))}$'
     modules = self.skeleton.named_modules()
     linear = {name for name, part in modules if isinstance(part, torch.nn.Linear)}
     convs = linear <= {self.head}
-    adapted = adapt_function(
-      self,
-      _nested(shapes),
-      sample,
-      structure=structure,
-      space=space,
-      heads=heads,
-      convs=convs,
-    )
+    adapted = adapt_function(self, _nested(shapes), sample, space=space, heads=heads, convs=convs)
     return dataclasses.replace(adapted, model=self)
 
   def refit(
@@ -168,14 +151,14 @@ class TorchBackbone(glora_jax.torch.Module):
       arguments = {**(self.config.get('model_args') or {}), 'num_classes': self.num_classes}
       if hasattr(module, 'set_input_size'):
         arguments['img_size'] = metadata['image_size']
-      known = module.pretrained_cfg
+      kept = module.pretrained_cfg
       for name in ('file', 'source', 'label_names', 'label_descriptions'):  # of the old folder
-        known.pop(name, None)
+        kept.pop(name, None)
       config = {
         'architecture': self.config['architecture'],
         'num_classes': self.num_classes,
         'model_args': arguments,
-        'pretrained_cfg': {**known, **timm.write_images(self.num_classes, metadata)},
+        'pretrained_cfg': {**kept, **timm.write_images(self.num_classes, metadata)},
       }
     else:
       with tempfile.TemporaryDirectory(dir=folder) as written:  # names in files are others
@@ -187,12 +170,7 @@ class TorchBackbone(glora_jax.torch.Module):
       if metadata.get('normalization') is not None:
         preprocessor = hugging_face.write_images(metadata)
         write_json(os.path.join(folder, hugging_face.PREPROCESSOR), preprocessor)
-    known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
-    write_json(os.path.join(folder, 'config.json'), {**config, OURS: known})
-
-  def describe(self) -> dict[str, Any]:
-    """What `convert` prints of it."""
-    return {'model': self.__name__, 'num_classes': self.num_classes}
+    write_json(os.path.join(folder, 'config.json'), {**config, OURS: metadata})
 
 
 def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any, Metadata]:
@@ -212,14 +190,14 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
       layer.
   """
   config = read_json(os.path.join(folder, 'config.json'))
-  library = library_of(config)
+  library = 'transformers' if 'model_type' in config else 'timm'
   build = _build_timm if library == 'timm' else _build_transformers
   try:
     module, linear, has_head, options, metadata = build(folder, config, image_size)
     if not isinstance(linear, torch.nn.Linear) or linear.bias is None:
       raise ValueError(f'its head is a {type(linear).__name__}, and no linear layer with a bias')
     (head,) = (name for name, part in module.named_modules() if part is linear)
-    model = TorchBackbone(module.eval(), folder, config, head, options)
+    model = TorchBackbone(module.eval(), library, folder, config, head, options)
     arrays = {name: value.detach().numpy() for name, value in module.named_parameters()}
     metadata |= config.get(OURS, {})
     if image_size is not None:
@@ -237,11 +215,6 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
   if len(metadata.get('classes') or ()) != model.num_classes:
     metadata.pop('classes', None)
   return model, _nested(arrays), metadata
-
-
-def library_of(config: Mapping[str, Any]) -> str:
-  """The library that a checkpoint's `config.json` is of, 'timm' or 'transformers'."""
-  return 'transformers' if 'model_type' in config else 'timm'
 
 
 def _build_timm(

@@ -487,32 +487,32 @@ def save(
       f'{target}: {os.path.splitext(target)[1]} files are not written; end the name in '
       '.safetensors, or leave the ending out for a folder.'
     )
-  if not isinstance(model, ViT):
-    if target.endswith('.safetensors') or format not in (None, model.library):
-      raise ValueError(
-        f'{target}: {model.__name__} is written as a folder of {model.library}, and not otherwise.'
-      )
-    model.save(target, params, metadata)
-    return
   validate(params, Mapping, 'params')
   validate(metadata, Mapping, 'metadata')
-  flat = {
-    name: np.asarray(value)
-    for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
-  }
   metadata = {name: value for name, value in metadata.items() if name != 'source'}
   refusal = f'{target} is not written'
   try:
     check_metadata_of(metadata, model.num_classes)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{refusal}: {error}') from error
+  known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
+  if not isinstance(model, ViT):
+    if target.endswith('.safetensors') or format not in (None, model.library):
+      raise ValueError(
+        f'{target}: {model.__name__} is written as a folder of {model.library}, and not otherwise.'
+      )
+    model.save(target, params, known)
+    return
+  flat = {
+    name: np.asarray(value)
+    for name, value in flax.traverse_util.flatten_dict(nn.meta.unbox(params), sep='/').items()
+  }
   require_tensors(refusal, flat, expected_params(model, metadata['image_size']))
   other, tensors, beside = _foreign(format), flat, {}
   if other is not None:
     model, tensors = other.to_tensors(model, flat)
     beside = other.side_files(model, metadata)
     # It says everything in the terms of the code base that will read it, and in ours.
-    known = {name: metadata[name] for name in REMEMBERED if metadata.get(name) is not None}
     beside['config.json'] |= {OURS: {'model': describe(model), **known}}
   # Whatever may be refused was refused before something is written.
   if target.endswith('.safetensors'):
