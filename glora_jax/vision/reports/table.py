@@ -217,10 +217,11 @@ def write(workdir: str, rows: Sequence[Row]) -> None:
 
 def _rows_of_run(board: Board, name: str, result: Result) -> Iterator[Row]:
   cell = board.cells[name]
-  names = result['structures'] if cell.rate is None else [result['result']]
-  for structure in names:
-    found = result['structures'][structure]
-    role = 'result' if not cell.structure and structure == result['result'] else ''
+  for structure, found in result['structures'].items():
+    is_result = structure == result['result']
+    if cell.rate is not None and not is_result:
+      continue
+    role = 'result' if is_result and not cell.structure else ''
     within = '' if cell.budget is None else f', at most {cell.budget:,}'
     shares = {
       'val': found['val_accuracy'],
@@ -249,7 +250,7 @@ def _rows_of_run(board: Board, name: str, result: Result) -> Iterator[Row]:
           protocol=result['protocol'],
         )
         yield row
-        if (structure, split) == (result['result'], 'test'):
+        if is_result and split == 'test':
           columns = result.get('by_class', {})
           for class_name in columns.get('images', ()):
             measured = {field: column[class_name] for field, column in columns.items()}
