@@ -94,19 +94,19 @@ def list_structures(
     context: the context.
     *results: the results of these stages.
   """
-  found, candidates = dict(zip(names, results, strict=True)), {}
-  for name, stage in tested.items():
-    candidates[name] = found[stage]
-    if stage == 'search':  # a searched structure in its supernet
-      genome = found[stage].best(context.settings.search.fitness)
-      candidates[name] = Model(context.adapted.fix(genome), found['supernet'])
+  found = dict(zip(names, results, strict=True))
   frozen = read_test_list(context.workdir)
   # All processes measure or none does, even if some of them do not see the file yet.
   is_missing = meshes.on_any(frozen is None)
   earlier = {} if is_missing or frozen is None else frozen['structures']
   fields = dict.fromkeys(('val_accuracy', context.settings.report.chooses_by, 'val_loss'))
-  rows = {}
-  for name, candidate in candidates.items():
+  candidates, rows = {}, {}
+  for name, stage in tested.items():
+    candidate = found[stage]
+    if stage == 'search':  # a searched structure in its supernet
+      genome = candidate.best(context.settings.search.fitness)
+      candidate = Model(context.adapted.fix(genome), found['supernet'])
+    candidates[name] = candidate
     measured: Mapping[str, Any] = fields  # None: they are trained on
     if context.settings.final_split == 'train':
       measured = earlier.get(name) or measure(context, candidate, 'val')
