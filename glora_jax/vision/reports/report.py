@@ -74,6 +74,10 @@ def write_run(
   board = board_of_run(result)
   pivot = pivot_of(board)
   table.write(workdir, pivot.rows)
+  best = pivot.best
+  low, high = accuracy.ends_of(pivot, best)
+  interval = f'{low:.1f} to {high:.1f} (95%)'
+  devices = dict.fromkeys(made['device'].partition(';')[0] for made in result['provenance'])
   has_gradient = result.get('allocation', {}).get('epochs')
   allocated = f'Allocation from {"one gradient" if has_gradient else "other tasks"}'
   told = [making.tell_run(result, spec), making.tell_protocol(result), *making.left_out(workdir)]
@@ -83,7 +87,11 @@ def write_run(
     heading=result['task'],
     verdict=[accuracy.tell_verdict(result), accuracy.tell_result(result)],
     warnings=warnings(board),
-    figures=figures(pivot),
+    figures=[
+      (f'{pivot.headline} accuracy', f'{best.cells[pivot.headline]}%', interval),
+      ('trained parameters', str(best.parameters), 'without the head'),
+      ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
+    ],
     sections=[
       Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),
       Section('structure', 'Structure', structures(pivot)),
@@ -179,23 +187,6 @@ def warnings(board: Board) -> list[str]:
     for reason, same in group_by(troubles, lambda trouble: trouble[0]).items()
   ]
   return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
-
-
-def figures(pivot: Pivot) -> list[tuple[str, str, str]]:
-  """The most important numbers of a run: accuracy, parameters, time."""
-  chosen = pivot.best
-  low, high = accuracy.ends_of(pivot, chosen)
-  [result] = pivot.board.results.values()
-  devices = dict.fromkeys(made['device'].partition(';')[0] for made in result['provenance'])
-  return [
-    (
-      f'{pivot.headline} accuracy',
-      f'{chosen.cells[pivot.headline]}%',
-      f'{low:.1f} to {high:.1f} (95%)',
-    ),
-    ('trained parameters', str(chosen.parameters), 'without the head'),
-    ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
-  ]
 
 
 def structures(pivot: Pivot) -> Blocks:
