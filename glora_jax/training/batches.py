@@ -89,19 +89,14 @@ def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = Non
       'arrays), an iterable of batches, or an object with batches(indices).'
     )
   if isinstance(batches, list):
-    _check_list(batches)
+    if not batches:
+      raise ValueError('There are no batches; pass at least one.')
+    if len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
+      raise ValueError(
+        'The arrays of the list of batches differ in their number of axes; if they are a data set, '
+        'pass them as a tuple.'
+      )
   return Loader(batches, parts)
-
-
-def _check_list(batches: list[Any]) -> None:
-  """Raises ValueError if a list is empty, or is a data set such as [images, labels]."""
-  if not batches:
-    raise ValueError('There are no batches; pass at least one.')
-  if len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
-    raise ValueError(
-      'The arrays of the list of batches differ in their number of axes; if they are a data set, '
-      'pass them as a tuple.'
-    )
 
 
 def _are_numbers(node: Any) -> bool:
@@ -184,7 +179,7 @@ class Streamed:
     steps_per_epoch = self.num_examples // self.batch_size
     block_size = steps_per_call(steps_per_epoch, min(most_steps, MOST_STREAMED_STEPS))
     in_order = batch_indices(key, first, last, self.num_examples, self.batch_size, self.draw)
-    batches = _read_in_order(self.stream, in_order, self.batch_size, mesh)
+    batches = read(self.stream, in_order, self.batch_size, mesh)
     while first < last:
       left_of_epoch = steps_per_epoch - first % steps_per_epoch
       num_steps = min(block_size, left_of_epoch) if block_size < steps_per_epoch else block_size
@@ -284,40 +279,41 @@ def _stack(batches: Sequence[Any], mesh: jax.sharding.Mesh | None) -> Any:
   return jax.tree.map(lambda stack: meshes.from_hosts(mesh, stack, axis=1), stacks)
 
 
-def _read_in_order(
+def read(
   stream: Stream,
   in_order: Iterator[np.ndarray],
   batch_size: int,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[Any]:
-  """The batches of some steps, many per call of the stream."""
-  local = slice(None) if mesh is None else meshes.local_rows(mesh, batch_size)
-  while rows := [*itertools.islice(in_order, max(1, _READ_AT_ONCE // batch_size))]:
-    yield from read(stream, np.stack(rows)[:, local])
+  """The batches of some steps, many per call of the stream.
 
-
-def read(stream: Stream, indices: np.ndarray) -> Iterator[Any]:
-  """The batches of a stream for rows of indices, int [rows, batch].
+  Args:
+    stream: the data set.
+    in_order: the examples of every step, each int [batch].
+    batch_size: number of examples in a step.
+    mesh: devices that every batch is split over.
 
   Raises:
-    ValueError: it does not return a batch for each row, with an example for each index.
+    ValueError: the stream does not return a batch for each row, with an example for each index.
   """
-  rows, size = indices.shape
-  number = 0
-  for batch in stream.batches(indices):
-    if any(len(leaf) != size for leaf in jax.tree.leaves(batch)):
+  local = slice(None) if mesh is None else meshes.local_rows(mesh, batch_size)
+  while rows := [*itertools.islice(in_order, max(1, _READ_AT_ONCE // batch_size))]:
+    indices = np.stack(rows)[:, local]
+    number = 0
+    for batch in stream.batches(indices):
       lengths = [len(leaf) for leaf in jax.tree.leaves(batch)]
+      if set(lengths) - {indices.shape[1]}:
+        raise ValueError(
+          f'The stream returned arrays of {shown(lengths)} rows for a row of {indices.shape[1]} '
+          'indices; its batches(indices) must return an example for each.'
+        )
+      number += 1
+      yield batch
+    if number != len(rows):
       raise ValueError(
-        f'The stream returned arrays of {shown(lengths)} rows for a row of {size} indices; its '
-        'batches(indices) must return an example for each.'
+        f'The stream returned {number} batches for {len(rows)} rows of indices; its '
+        'batches(indices) must return one for each.'
       )
-    number += 1
-    yield batch
-  if number != rows:
-    raise ValueError(
-      f'The stream returned {number} batches for {rows} rows of indices; its batches(indices) must '
-      'return one for each.'
-    )
 
 
 def batch_indices(

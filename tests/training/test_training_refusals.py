@@ -85,7 +85,7 @@ def batches():
   'call, named',
   [
     (lambda: Recipe(accumulate=3), 'accumulate=3 must divide batch_size=64'),
-    (lambda: list(read(Partial(), np.ones((3, 10), int))), '2 batches for 3 rows'),
+    (lambda: list(read(Partial(), iter(np.ones((3, 10), int)), 10)), '2 batches for 3 rows'),
     (lambda: cross_entropy(jnp.ones((4, 5)), jnp.ones(5)), '[5]'),
     (lambda: classification(rngs={'dropout': KEY}), 'rngs'),
     (lambda: fit(adapted=problem().adapted.fix('bitfit'), sample=len), 'sample draws structures'),
