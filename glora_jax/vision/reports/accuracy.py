@@ -187,9 +187,12 @@ def plot_of_tasks(pivot: Pivot) -> DotPlot:
       if (cell := method.cells[title]).done
     ]
     rows.append(Dots(title, str(number), marks, is_strong=is_mean(title)))
-  legend = dict.fromkeys(method.style for method in ordered)
-  caption = f'Test accuracy in %; numbers are for {best.label}'
-  return DotPlot(caption, Axis('', [0, 20, 40, 60, 80, 100]), rows, list(legend))
+  return DotPlot(
+    f'Test accuracy in %; numbers are for {best.label}',
+    Axis('', [0, 20, 40, 60, 80, 100]),
+    rows,
+    list(dict.fromkeys(method.style for method in ordered)),
+  )
 
 
 def table_of(pivot: Pivot) -> Table:

@@ -75,15 +75,18 @@ def blocks_by_class(result: Result) -> Blocks:
     (name, f'{number:,}', *('' if x[name] is None else percent(x[name]) for x in shares))
     for name, number in counts.items()
   ]
-  titles = ('class', 'test images', 'precision', 'recall', 'F1')
-  caption = 'Precision, recall and F1 of each class, in percent'
   return [
     f"""
     Always answering {most}, the most frequent class of the test images, would be right for
     {percent(counts[most] / sum(counts.values()))}% of them. Balanced accuracy is the mean recall of
     the classes.
     """,
-    Table(caption, titles, rows, is_folded=len(rows) > LONG),
+    Table(
+      'Precision, recall and F1 of each class, in percent',
+      ('class', 'test images', 'precision', 'recall', 'F1'),
+      rows,
+      is_folded=len(rows) > LONG,
+    ),
     f"""
     On average, the probability of an answer is {percent(result['calibration_error'])} points off
     the share of right answers: the expected calibration error, over {BINS} bins of equal width.

@@ -263,9 +263,13 @@ def rates(pivot: Pivot) -> Blocks:
     validation accuracy (balanced with report.metric='balanced'), in bold; of equal ones, at that
     with the lowest validation loss.
   """
-  titles = ('structure', *(f'{rate:g}' for rate in columns))
-  caption = 'Validation accuracy in percent by learning rate'
-  return [told, Table(caption, titles, rows, is_folded=len(rows) > page.LONG)]
+  table_of_rates = Table(
+    'Validation accuracy in percent by learning rate',
+    ('structure', *(f'{rate:g}' for rate in columns)),
+    rows,
+    is_folded=len(rows) > page.LONG,
+  )
+  return [told, table_of_rates]
 
 
 def sources(pivot: Pivot) -> Blocks:
@@ -275,5 +279,8 @@ def sources(pivot: Pivot) -> Blocks:
     return []
   papers = dict.fromkeys(f'{row.label}: {row.source}' for row in rows if row.source)
   published = table.read_published()
-  seen = f'Seen in {"; ".join(published["seen_in"])}.'
-  return [Items(list(papers)), seen, *published['notes'].get(pivot.board.family, ())]
+  return [
+    Items(list(papers)),
+    f'Seen in {"; ".join(published["seen_in"])}.',
+    *published['notes'].get(pivot.board.family, ()),
+  ]

@@ -136,13 +136,18 @@ def figure(title: str, layers: Sequence[Mapping[str, Any]]) -> Figure:
     )
     for layer in drawn
   ]
-  columns = ('layer', *TENSORS, 'parameters')
   return Figure(
     title,
     sum(layer.params for layer in drawn),
     headings if len(set(headings)) == len(kinds) else kinds,
     [(label, [row.get(kind) for kind in kinds]) for (_, label), row in blocks.items()],
-    Table(f'{title}, in numbers', columns, rows, text_columns=1 + len(TENSORS), is_folded=True),
+    Table(
+      f'{title}, in numbers',
+      ('layer', *TENSORS, 'parameters'),
+      rows,
+      text_columns=1 + len(TENSORS),
+      is_folded=True,
+    ),
   )
 
 
@@ -241,9 +246,12 @@ def scores_table(units: Sequence[Unit]) -> Table:
     (layer, *(_score([unit for unit in same if unit.form == form], total) for form in forms))
     for layer, same in group_by(units, lambda unit: unit.layer).items()
   ]
-  caption = 'Score by layer and form in percent; chosen units in bold, LoRAs with their rank'
-  titles = ('layer', *(FORMS[form] for form in forms))
-  return Table(caption, titles, rows, is_folded=True)
+  return Table(
+    'Score by layer and form in percent; chosen units in bold, LoRAs with their rank',
+    ('layer', *(FORMS[form] for form in forms)),
+    rows,
+    is_folded=True,
+  )
 
 
 def _score(units: Sequence[Unit], total: float) -> str:

@@ -465,7 +465,7 @@ def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
   groups = group_by(
     shown, lambda row: (row.structure, row.label, row.is_published and row.parameters)
   )
-  methods, chosen = list(groups.values()), [row for row in shown if row.role == 'result']
+  methods, chosen = [*groups.values()], [row for row in shown if row.role == 'result']
   is_run, ours = len(board.tested) == 1, ''
   if chosen and not is_run:
     methods = [chosen, *(same for same in methods if _label(same) != _label(chosen))]
