@@ -37,6 +37,7 @@ def shared_environment() -> Any:
   environment = _Environment()
   operators = {
     torch.nn.functional.linear: _linear,
+    torch.nn.functional.normalize: _normalize,
     torch.ops.aten.convolution: _convolve,
     torch.ops.aten._upsample_bilinear2d_aa: functools.partial(_resize, 'linear'),
     torch.ops.aten._upsample_bicubic2d_aa: functools.partial(_resize, 'cubic'),
@@ -127,6 +128,16 @@ def _on_arrays(function: Callable[..., jax.Array], *args: Any, **kwargs: Any) ->
 def _linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
   """PyTorch's `linear` with its names of arguments, by which timm's EVA passes them."""
   return torchax.ops.jtorch.functional_linear(input, weight, bias)
+
+
+def _normalize(
+  input: jax.Array, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
+) -> jax.Array:
+  """PyTorch's `normalize`; the gradient of a norm of 0 is 0, where torchax has NaN."""
+  del out
+  is_zero = (input == 0).all(dim, keepdims=True)  # what Swin v2 pads with, for instance
+  norms = jnp.linalg.norm(jnp.where(is_zero, 1, input), p, dim, keepdims=True)
+  return input / jnp.maximum(jnp.where(is_zero, 0, norms), eps)
 
 
 def _resize(

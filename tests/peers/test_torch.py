@@ -492,6 +492,22 @@ def test_attention_to_nothing_is_0_as_in_pytorch():
   assert_runs(Small(body))
 
 
+def test_vectors_of_0_are_normalized_with_the_gradient_of_pytorch():
+  """Swin v2 has them where it pads."""
+
+  class Normalized(torch.nn.Linear):
+    def forward(self, x):
+      return torch.nn.functional.normalize(super().forward(x), dim=-1)
+
+  module, x = Normalized(3, 2, bias=False), torch.tensor([[0.0, 0, 0], [1, 2, 3]])
+  weights = torch.tensor([1.0, 2.0])
+  (module(x) @ weights).sum().backward()
+  function = glora_jax.torch.Module(module)
+  params = {'weight': jnp.asarray(module.weight.detach().numpy())}
+  found = jax.grad(lambda params: (function(params, x) @ weights.numpy()).sum())(params)
+  np.testing.assert_allclose(found['weight'], module.weight.grad, atol=1e-6)
+
+
 def test_two_threads_trace_at_once():
   adapted, variables = ready(Small())
   with concurrent.futures.ThreadPoolExecutor(4) as threads:

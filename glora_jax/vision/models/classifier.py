@@ -103,8 +103,7 @@ class Classifier:
       ValueError: the rule is unknown; or the checkpoint cannot be read, has no head, or is for
         images that are not square.
     """
-    if rule is not None:
-      validate(rule, image.ResizeRule, 'rule')
+    validate(rule, image.ResizeRule | None, 'rule')
     model, params, metadata = weights.load(path, normalization=normalization, **fields)
     check_agreement(path, metadata, {'normalization': normalization})
     if not model.num_classes:

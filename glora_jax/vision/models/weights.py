@@ -141,9 +141,9 @@ def load(
     try:
       return _load_foreign(tensors, image_size, normalization, fields)
     except OtherArchitecture as error:
-      if not isinstance(image_size, int | None) or fields or key:
+      if image_size or fields or key:
         raise
-      return _load_torch(file, error, image_size, normalization)
+      return _load_torch(file, error, normalization)
   model, params, metadata = _load_own(tensors, fields)
   check_agreement(tensors.path, metadata, {'image_size': image_size})
   if normalization is not None and metadata.get('normalization') is None:
@@ -219,7 +219,6 @@ def _load_foreign(
 def _load_torch(
   file: str,
   reason: OtherArchitecture,
-  image_size: int | None,
   normalization: Normalization | None,
 ) -> Checkpoint:
   """The module that timm or transformers build of a checkpoint.
@@ -240,7 +239,7 @@ def _load_torch(
   try:
     from glora_jax.vision.models import torch_backbone
 
-    checkpoint = Checkpoint(*torch_backbone.load(folder, image_size))
+    checkpoint = Checkpoint(*torch_backbone.load(folder))
   except ImportError as error:
     raise OtherArchitecture(
       f"{reason} To run PyTorch's own module: pip install 'glora_jax[torch]' timm transformers "

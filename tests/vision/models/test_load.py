@@ -146,6 +146,11 @@ def test_images_are_cropped_as_convnexts_and_poolformers_processors_do(side, fie
   assert short_side({'image_size': side, **facts}) == expected
 
 
+def test_what_a_processor_does_to_pixels_is_known_or_refused():
+  with pytest.raises(ValueError, match='do_flip_channel_order=True, which is not supported'):
+    FORMATS['hf_vit'].read_preprocessor({'do_flip_channel_order': True})
+
+
 def short_side(facts):
   """What `image.resize` scales the shorter side to; None where nothing is cropped."""
   share = facts.get('crop') or image.CROP

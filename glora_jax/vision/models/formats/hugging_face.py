@@ -41,6 +41,8 @@ ACTIVATIONS = {
 MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae', 'dinov2')  # of which MSN's and MAE's are plain ViTs
 PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
+# What some processors do to pixels beside dividing them by 255 and normalizing them.
+_UNKNOWN = {'do_rescale': False, 'do_flip_channel_order': True, 'include_top': True}
 _SQUASHED = 384  # pixels from which on ConvNeXt's processor does not crop
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
@@ -227,6 +229,9 @@ def write_classes(num_classes: int, metadata: Mapping[str, Any]) -> dict[str, An
 def read_images(preprocessor: Mapping[str, Any]) -> Metadata:
   """What `preprocessor_config.json` says of images."""
   facts: Metadata = {}
+  for name, value in _UNKNOWN.items():
+    if preprocessor.get(name) is value:
+      raise OtherArchitecture(f'{PREPROCESSOR} says {name}={value}, which is not supported')
   if preprocessor.get('do_normalize') is False:
     facts['normalization'] = 'unit'
   elif 'image_mean' in preprocessor:
