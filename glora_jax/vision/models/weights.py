@@ -382,7 +382,8 @@ def refit(
     num_classes: size of a new head of zeros, which replaces the old one and its pre-logits; 0
       leaves the model without a head, None keeps the old one.
     image_size: image size, (height, width) where it is not square, that the position embedding is
-      resized for, in the way of the checkpoint's own code base (see `resize_pos_embed`).
+      resized for, in the way of the checkpoint's own code base (see `resize_pos_embed`). A PyTorch
+      module is read from its files again for it, whatever `params` are.
     patch_size: patch size that the patch embedding is resized to (see `resize_patch_embed`); the
       position embedding follows.
 
