@@ -135,14 +135,10 @@ class Resident:
     """
     data, (first, last) = meshes.hold(mesh, self.data), steps
     block_size = steps_per_call(self.num_examples // self.batch_size, most_steps)
-    in_order = functools.partial(
-      batch_indices,
-      first=first,
-      last=last,
-      num_examples=self.num_examples,
-      batch_size=self.batch_size,
-      draw=self.draw,
-    )
+
+    def in_order(key):
+      return batch_indices(key, first, last, self.num_examples, self.batch_size, self.draw)
+
     rows = zip(*map(in_order, key), strict=True) if isinstance(key, list) else in_order(key)
     for start in range(first, last, block_size):
       stop = min(start + block_size, last)

@@ -108,8 +108,8 @@ class Images:
     """
     images = self.split(name).images
     if isinstance(images, Stream):
-      return next(images.batches(np.asarray(indices)[None])).images
-    return np.asarray(images.addressable_data(0)[np.asarray(indices)])
+      return next(images.batches(indices[None])).images
+    return np.asarray(images.addressable_data(0)[indices])
 
 
 def choose_resident(images: Images, trained_on: Sequence[str], room: int) -> list[str]:
@@ -468,7 +468,6 @@ class Stream:
 
   def batches(self, indices: np.ndarray) -> Iterator[Split]:
     """The images of int [batches, batch] indices, batch by batch."""
-    indices = np.asarray(indices)
     read = functools.partial(self._read, indices.ravel())
     together = min(16, max(1, (224 // self.image_size) ** 2))
     ahead = _BATCHES_AHEAD * indices.shape[1]

@@ -107,11 +107,6 @@ def instructions(builder: Builder) -> str:
   )
 
 
-def missing(builders: Sequence[Builder]) -> str | None:
-  """The instructions for those of the data sets that are not prepared; None where all are."""
-  return ' '.join(instructions(builder) for builder in builders if not is_prepared(builder)) or None
-
-
 def prepare(builder: Builder) -> None:
   """Downloads and prepares a data set if it is missing, as array_record.
 
@@ -295,14 +290,14 @@ def task_of(
     splits: see `Task`.
     **details: `notes` and `masked` of `Task`.
   """
-  return Task(
-    name,
-    classes,
-    splits,
-    ', '.join(f'TFDS {builder.info.full_name}' for builder in builders),
-    missing=functools.partial(missing, builders),
-    **details,
-  )
+
+  def missing() -> str | None:
+    return (
+      ' '.join(instructions(builder) for builder in builders if not is_prepared(builder)) or None
+    )
+
+  origin = ', '.join(f'TFDS {builder.info.full_name}' for builder in builders)
+  return Task(name, classes, splits, origin, missing=missing, **details)
 
 
 def own_task(name: str, source: Source) -> Task:

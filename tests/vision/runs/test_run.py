@@ -26,7 +26,7 @@ def test_images_become_square_as_the_weights_say_where_the_config_does_not(
   config.data.cache = str(tmp_path / 'cache')
   run = context_of(config, tmp_path / 'run')
   expected = image.resize(run.task.open('train')[0].image(), 8, share)
-  np.testing.assert_array_equal(run.images.pixels('train', [0])[0], expected)
+  np.testing.assert_array_equal(run.images.pixels('train', np.array([0]))[0], expected)
   assert run.metadata['resize'] == ('crop' if share else 'squash')
 
 
