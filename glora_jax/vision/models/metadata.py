@@ -34,11 +34,6 @@ def shortest(height: int, width: int) -> int | list[int]:
   return height if height == width else [height, width]
 
 
-def share_of(size: int, short_side: int) -> float | None:
-  """The share of an image's shorter side that is kept; None where it is that of the rule 'crop'."""
-  return None if short_side == round(size / CROP) else size / short_side
-
-
 def share_kept(metadata: Metadata, rule: ResizeRule | None) -> float | None:
   """`image.resize`'s share, by a rule or, where that is None, by what is known."""
   return (metadata.get('crop') or CROP) if (rule or metadata.get('resize')) == 'crop' else None

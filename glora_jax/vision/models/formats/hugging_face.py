@@ -27,7 +27,7 @@ from glora_jax.vision.models.formats.format import (
   torch_linear,
   torch_norm,
 )
-from glora_jax.vision.models.metadata import Metadata, normalization_of, share_of
+from glora_jax.vision.models.metadata import Metadata, normalization_of
 from glora_jax.vision.models.vit import Pool, ViT, sides
 
 # transformers' names of the activations, and ours; where two of theirs are one of ours, the first
@@ -244,7 +244,7 @@ def read_images(preprocessor: Mapping[str, Any]) -> Metadata:
     is_cropped, side, short_side = True, short_side, int(short_side / share)
   are_sizes = isinstance(side, int) and isinstance(short_side, int) and side <= short_side
   if is_cropped and are_sizes:
-    facts |= {'resize': 'crop', 'crop': share_of(side, short_side)}
+    facts |= {'resize': 'crop', 'crop': side / short_side}
   return facts
 
 

@@ -25,7 +25,7 @@ from glora_jax.vision.models.formats.format import (
   torch_linear,
   torch_norm,
 )
-from glora_jax.vision.models.metadata import OURS, Metadata, normalization_of, share_of, shortest
+from glora_jax.vision.models.metadata import OURS, Metadata, normalization_of, shortest
 from glora_jax.vision.models.vit import Activation, ViT, sides
 
 log = logging.getLogger(__name__)
@@ -190,10 +190,8 @@ def read_images(
   share, size = pretrained.get('crop_pct'), facts.get('image_size')
   is_share = isinstance(share, int | float) and 0.01 < share <= 1
   if is_share and pretrained.get('crop_mode', 'center') == 'center':
-    if share == CROP:
-      share = None
-    elif isinstance(size, int):  # timm scales it to a whole number of pixels
-      share = share_of(size, int(size / share))
+    if isinstance(size, int):  # timm scales it to a whole number of pixels
+      share = size / int(size / share)
     facts |= {'resize': 'crop', 'crop': share}
   return facts
 
