@@ -1,6 +1,8 @@
 """Classifiers of timm and transformers as backbones of runs, against both libraries."""
 
+import html
 import json
+import re
 
 import jax
 import numpy as np
@@ -145,6 +147,15 @@ def test_a_stopped_run_resumes_and_what_it_leaves_is_a_model_of_the_library(
   assert len(classifier.classes) == 10
   module = transformers.AutoModelForImageClassification.from_pretrained(folded)
   assert module.config.id2label[3] == '3'
+  page = html.unescape((tmp_path / 'whole' / 'report.html').read_text())
+  code = re.search(
+    r'import jax.numpy as jnp\n\nimport glora_jax\n.*?variables, images\)', page, re.S
+  )
+  names = {}
+  exec(code[0], names)  # applies the adapter
+  plain, params, _ = weights.load(folded)
+  logits = plain.apply({'params': params}, names['images'])
+  np.testing.assert_allclose(names['logits'], logits, atol=1e-5)
   convert.main([str(folded)])
   assert 'SiglipForImageClassification' in capsys.readouterr().out
   convert.main([str(folded), str(tmp_path / 'converted')])

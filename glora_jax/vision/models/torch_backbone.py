@@ -28,7 +28,6 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line, require_numbers, write_json, write_safetensors
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
-from glora_jax.method.space import SearchSpace
 from glora_jax.torch_environment import shape_of
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.models.formats import hugging_face, timm
@@ -92,14 +91,19 @@ class TorchBackbone(glora_jax.torch.Module):
       params = params[name]
     return features @ params['weight'].T + params['bias']
 
-  def adapt(self, sample: Any, *, space: SearchSpace) -> Adapted:
-    """See `glora_jax.adapt`: the linear layers, or the convolutions of a network of these alone."""
+  def adapt(self, sample: Any, **chosen: Any) -> Adapted:
+    """Attaches GLoRA to the linear layers, or to the convolutions of a network of these alone.
+
+    Args:
+      sample: images, or their shape.
+      **chosen: `structure`, `space` and the like, see `glora_jax.adapt`.
+    """
     shapes = {name: shape_of(value) for name, value in self.skeleton.named_parameters()}
     heads = f'^{re.escape(self.head.replace(".", "/"))}$'
     modules = self.skeleton.named_modules()
     linear = {name for name, part in modules if isinstance(part, torch.nn.Linear)}
     convs = linear <= {self.head}
-    adapted = adapt_function(self, _nested(shapes), sample, space=space, heads=heads, convs=convs)
+    adapted = adapt_function(self, _nested(shapes), sample, heads=heads, convs=convs, **chosen)
     return dataclasses.replace(adapted, model=self)
 
   def refit(
