@@ -42,6 +42,7 @@ except MissingPackageError as error:
 
 if importlib.util.find_spec('torchax') is None:
   collect_ignore += ['glora_jax/torch.py', 'glora_jax/torch_environment.py']
+  collect_ignore += ['glora_jax/vision/models/torch_backbone.py']
 
 CACHE = ROOT / '.pytest_cache'
 jax.config.update('jax_compilation_cache_dir', str(CACHE / 'xla'))

@@ -119,7 +119,7 @@ def snapshot(name: str, files: Sequence[str]) -> str:
   folder = os.path.dirname(path)
   at_commit = hub_name._replace(revision=os.path.basename(folder))  # the branch may move on
   if path.endswith('.json'):
-    for part in sorted(set(load_json(path, 'get it again')['weight_map'].values())):
+    for part in sorted(set(load_json(path, 'get it again').get('weight_map', {}).values())):
       _download(hub, at_commit, part)
   for file in others:
     _download_if_there(hub, at_commit, file)

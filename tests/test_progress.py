@@ -27,4 +27,4 @@ def test_a_bar_is_drawn_if_it_is_wanted_and_somebody_watches(monkeypatch, is_ter
 
 def test_all_bars_are_made_here():
   files = (ROOT / 'glora_jax').rglob('*.py')
-  assert [path.name for path in files if 'tqdm' in path.read_text()] == ['progress.py']
+  assert [path.name for path in files if 'import tqdm' in path.read_text()] == ['progress.py']

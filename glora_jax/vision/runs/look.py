@@ -245,3 +245,4 @@ def _weights() -> Iterator[tuple[str, str]]:
     yield name, f'{"downloaded" if is_here else "not downloaded yet,"} from {host}'
   yield 'PATH', 'a file or folder of timm, transformers, big_vision, ...'
   yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"
+  yield 'timm:NAME', "the same, by timm's name"
