@@ -90,7 +90,7 @@ def run(
 
 
 def train(
-  settings: RunSettings,
+  config: ml_collections.ConfigDict | RunSettings,
   workdir: str,
   stop: Stop = never,
   *,
@@ -99,7 +99,7 @@ def train(
   """Runs, or resumes, all stages before the test; `run` goes on from there.
 
   Args:
-    settings: the config.
+    config: see `run`.
     workdir: see `run`.
     stop: see `run`.
     shared: see `run`.
@@ -110,6 +110,7 @@ def train(
   Raises:
     UserError, OSError, Stopped: see `run`.
   """
+  settings = check_config(config)
   stages = stages_of(settings)
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with begin(settings, stages, workdir, stop, shared) as context:

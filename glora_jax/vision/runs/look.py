@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,6 +25,7 @@ from glora_jax.vision.models.checkpoint import hub_name
 from glora_jax.vision.models.metadata import share_kept
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import metadata_here
+from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.fields import meanings_of
 from glora_jax.vision.runs.processes import require_devices
 from glora_jax.vision.runs.settings import DataSettings, RunSettings
@@ -38,7 +40,7 @@ _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
 
 @user_errors()
-def check(settings: RunSettings) -> bool:
+def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
   """Prints what the data of every task of a config needs; returns whether all are ready.
 
   Nothing is downloaded or prepared.
@@ -47,6 +49,7 @@ def check(settings: RunSettings) -> bool:
     FileNotFoundError: the weights are a path where nothing is.
     ValueError: they are a name that timm does not know.
   """
+  settings = check_config(config)
   weights = str(hub_name(settings.model.weights))
   if ':' not in weights and weights not in fetch.SHORTCUTS:  # neither an address nor on a hub
     fetch.fetch(weights)
@@ -97,13 +100,15 @@ def _describe(task: Task, split: str) -> str:
 
 
 @user_errors()
-def show(settings: RunSettings, path: str, *, overwrite: bool = False) -> None:
+def show(
+  config: ml_collections.ConfigDict | RunSettings, path: str, *, overwrite: bool = False
+) -> None:
   """Draws a batch of a config's training images with their labels, at the size of the model.
 
   The first row is only resized; the others are augmented, as in training. Prints the path.
 
   Args:
-    settings: config of a run; its seed chooses the images.
+    config: config of a run; its seed chooses the images.
     path: path of the PNG.
     overwrite: whether to replace an existing file; images of the task and its CSV are never
       replaced.
@@ -112,6 +117,7 @@ def show(settings: RunSettings, path: str, *, overwrite: bool = False) -> None:
     ValueError: a field is wrong, or the task stands for several.
     OSError: the images cannot be read, or the picture cannot be written.
   """
+  settings = check_config(config)
   require_devices()
   names = catalog.expand(settings.task)
   if names != [settings.task]:

@@ -35,7 +35,7 @@ def test_a_contact_sheet_shows_what_training_sees(config, tmp_path, monkeypatch)
   sheets = []
   monkeypatch.setattr(look, 'contact_sheet', lambda path, rows, labels: sheets.append(rows))
   config.seed = -3
-  look.show(check_config(config), str(tmp_path / 'sheet.png'))
+  look.show(config, str(tmp_path / 'sheet.png'))
   ((resized, *augmented),) = (rows.values() for rows in sheets)
   assert resized.shape == (6, 16, 16, 3)
   for row in augmented:
@@ -95,7 +95,7 @@ def test_a_look_at_weights_downloads_none_and_names_a_wrong_path(
   monkeypatch.setenv('GLORA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
   for name, said in (('embedded', 'in the package'), ('dinov2-S/14', 'not downloaded yet')):
     config.model.weights = name
-    assert look.check(check_config(config))
+    assert look.check(config)
     assert f'weights {name}: {said}' in capsys.readouterr().out
   config.model.weights = 'dinov2'
   settings = check_config(config)
