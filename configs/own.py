@@ -82,6 +82,6 @@ def kind_of(images):
     is_file = os.path.exists(images)
     found = f"'{images}' is a file" if is_file else f"There is no folder '{images}'"
     raise FileNotFoundError(
-      f'{found}; own:WHAT takes a folder, a CSV, or the name of a TFDS data set.'
+      f'{found}; after own: give a folder, a CSV, or the name of a TFDS data set.'
     )
   return 'tfds'

@@ -160,7 +160,7 @@ def adapt(
   inputs, kwargs = as_jax((sample_inputs, kwargs))
   adapted = adapt_function(
     model,
-    _nested({name: shape_of(value) for name, value in parameters.items()}),
+    nest({name: shape_of(value) for name, value in parameters.items()}),
     *inputs,
     structure=structure,
     space=space,
@@ -177,7 +177,7 @@ def adapt(
     arrays[name] = to_jax(value)
     if release:
       value.data = value.data.new_empty(0)
-  return dataclasses.replace(adapted, model=model), _nested(arrays)
+  return dataclasses.replace(adapted, model=model), nest(arrays)
 
 
 def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None = None) -> None:
@@ -201,7 +201,7 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
   """
   validate(module, torch.nn.Module, 'module')
   buffers = dict(buffers or {})
-  values = _named(params) | buffers
+  values = unnest(params) | buffers
   tensors = dict(module.named_parameters())
   tensors |= {name: value for name, value in module.named_buffers() if name in buffers}
   shapes = {  # those of released parameters are not known
@@ -317,7 +317,7 @@ class Module:
       raise UserError("train=True needs a key for dropout; pass rngs={'dropout': key}.")
     key = next(iter(rngs.values())) if rngs else jax.random.key(0)
     buffers = {**self.buffers, **variables.get(BUFFERS, {})}
-    params, buffers, args, kwargs = as_jax((_named(variables['params']), buffers, args, kwargs))
+    params, buffers, args, kwargs = as_jax((unnest(variables['params']), buffers, args, kwargs))
     with _ONE_CALL, self._explained(), self._restored(), on_jax(key) as environment:
       self.skeleton.train(train)
       given = ({**params, **buffers}, args, kwargs)
@@ -423,13 +423,13 @@ def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
   return environment.j2t_iso(jax.checkpoint(run)(key, environment.t2j_iso(args)))
 
 
-def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
   """Nested dictionaries of values by PyTorch's names."""
   return flax.traverse_util.unflatten_dict(dict(named), sep='.')
 
 
-def _named(params: Any) -> dict[str, Any]:
-  """Inverse of `_nested`."""
+def unnest(params: Any) -> dict[str, Any]:
+  """Inverse of `nest`."""
   return {'.'.join(path): value for path, value in flatten(params).items()}
 
 

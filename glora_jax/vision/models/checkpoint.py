@@ -280,7 +280,7 @@ def hub_name(path: Path) -> Path:
   A name without the tag of its weights, which follows a point, stands for those that timm takes.
 
   Raises:
-    ImportError: there is no tag, and timm is not installed.
+    ImportError: timm, which knows the weights of a name without a tag, is missing.
     ValueError: timm has no weights of that name.
 
   Example:

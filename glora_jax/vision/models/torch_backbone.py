@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line, require_numbers, write_json, write_safetensors
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
+from glora_jax.torch import nest, unnest
 from glora_jax.torch_environment import shape_of
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
 from glora_jax.vision.models.formats import hugging_face, timm
@@ -103,7 +103,7 @@ class TorchBackbone(glora_jax.torch.Module):
     modules = self.skeleton.named_modules()
     linear = {name for name, part in modules if isinstance(part, torch.nn.Linear)}
     convs = linear <= {self.head}
-    adapted = adapt_function(self, _nested(shapes), sample, heads=heads, convs=convs, **chosen)
+    adapted = adapt_function(self, nest(shapes), sample, heads=heads, convs=convs, **chosen)
     return dataclasses.replace(adapted, model=self)
 
   def refit(
@@ -128,12 +128,12 @@ class TorchBackbone(glora_jax.torch.Module):
     if num_classes is None:
       return model, params, metadata
     metadata.pop('classes', None)
-    model, named = model.clone(num_classes=num_classes), _named(params)
+    model, by_name = model.clone(num_classes=num_classes), unnest(params)
     fitted = {
-      name: np.zeros(value.shape, np.float32) if name.startswith(f'{self.head}.') else named[name]
+      name: np.zeros(value.shape, np.float32) if name.startswith(f'{self.head}.') else by_name[name]
       for name, value in model.skeleton.named_parameters()
     }
-    return model, _nested(fitted), metadata
+    return model, nest(fitted), metadata
 
   def save(self, folder: str, params: Any, metadata: Mapping[str, Any]) -> None:
     """Writes a folder that the library loads; `config.json` has our metadata, too.
@@ -141,8 +141,8 @@ class TorchBackbone(glora_jax.torch.Module):
     Raises:
       ValueError: the parameters are not the model's, or not finite.
     """
-    named = {name: np.asarray(value) for name, value in _named(params).items()}
-    require_numbers(f'{folder} is not written', named)
+    arrays = {name: np.asarray(value) for name, value in unnest(params).items()}
+    require_numbers(f'{folder} is not written', arrays)
     module = copy.deepcopy(self.skeleton).to_empty(device='cpu')
     state = module.state_dict()
     buffers = {name: value for name, value in self.buffers.items() if name in state}
@@ -207,7 +207,7 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
     if image_size is not None:
       metadata['image_size'] = image_size
     images = jax.ShapeDtypeStruct((1, *sides(metadata['image_size']), 3), np.float32)
-    jax.eval_shape(model.apply, {'params': _nested(arrays)}, images)
+    jax.eval_shape(model.apply, {'params': nest(arrays)}, images)
   except ImportError:
     raise
   except Exception as error:  # of the libraries, and of modules
@@ -215,10 +215,10 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
   require_numbers(folder, arrays)
   check_facts(metadata)
   if not has_head:
-    return model.refit(_nested(arrays), metadata, num_classes=0)
+    return model.refit(nest(arrays), metadata, num_classes=0)
   if len(metadata.get('classes') or ()) != model.num_classes:
     metadata.pop('classes', None)
-  return model, _nested(arrays), metadata
+  return model, nest(arrays), metadata
 
 
 def _build_timm(
@@ -287,11 +287,3 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
     if has_bars:
       logging.enable_progress_bar()
-
-
-def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
-  return flax.traverse_util.unflatten_dict(dict(named), sep='.')
-
-
-def _named(params: Any) -> dict[str, Any]:
-  return flax.traverse_util.flatten_dict(params, sep='.')

@@ -234,7 +234,7 @@ def _load_torch(
   if name not in (MODEL_FILE, INDEX_FILE) and len(checkpoints_in(folder)) > 1:
     raise OtherArchitecture(
       f'{file} is not a plain ViT, and of its folder timm or transformers might read another file; '
-      'put it into a folder of its own, with its config.json.'
+      'put it alone into a folder, with its config.json.'
     )
   try:
     from glora_jax.vision.models import torch_backbone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
   pixels: Callable[[np.ndarray], np.ndarray]
   files: Sequence[str]
 
-  def rows(self) -> Iterator[Blocks]:
+  def rows(self) -> Iterator[list[Any]]:
     """The lines of `predictions.csv`."""
     names = (*self.names, '')
     images = zip(self.files, self.labels, self.classes, self.probabilities, strict=True)

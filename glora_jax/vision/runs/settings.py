@@ -96,7 +96,7 @@ class DataSettings(Source):
 
   Attributes:
     resize: how images become square: 'squash' scales each side, 'crop' keeps the aspect ratio and
-      takes the middle; None for what the weights say, and for 'squash' where they say nothing.
+      cuts out the middle. None uses the rule in the weights' config, or 'squash' if it has none.
     skip_broken: whether to leave out images that cannot be decoded.
     cache: folder for decoded images; None for none.
     max_resident: most bytes of images to keep on a device, for all splits together. Training images

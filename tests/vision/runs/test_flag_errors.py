@@ -94,7 +94,7 @@ OWN = f'--config={ROOT}/configs/own.py'
     ([QUICKSTART, '--zzzz=1'], "'zzzz' (--help shows all flags"),
     ([f'{QUICKSTART}:tiny=maybe'], "In the config's arguments, tiny='maybe' must be True or False"),
     ([f'{OWN}:no/', '--config.seed=1'], "no folder 'no/'"),
-    ([f'{OWN}:{__file__}'], "test_flag_errors.py' is a file; own:WHAT takes a folder"),
+    ([f'{OWN}:{__file__}'], "test_flag_errors.py' is a file; after own: give a folder"),
     ([QUICKSTART, QUICKSTART], '--config is given twice'),
   ],
 )

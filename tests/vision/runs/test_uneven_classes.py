@@ -1,4 +1,4 @@
-"""Classes of different sizes in a run: what is drawn, what a loss weighs, what is chosen by."""
+"""Runs on classes of different sizes: draws, weights in the loss, choices on validation images."""
 
 import types
 
