@@ -59,7 +59,9 @@ def rows_of(
   for method in methods:
     found = {job.seed: of for job, of in results.items() if job[:3] == (task, *method)}
     if found:
-      right = np.stack([unpack(found[seed]['answers'], number) for seed in sorted(found)])
+      right = np.stack(
+        [unpack(found[seed]['answers'], found[seed].get('tests', number)) for seed in sorted(found)]
+      )
       rows.append(Row(method, next(iter(found.values()))['params'], right))
   return rows
 

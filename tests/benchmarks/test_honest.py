@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from safetensors.numpy import save_file
 
+from benchmarks.drawings import pictures
 from benchmarks.language import texts as language
 from benchmarks.structures import tasks
 from benchmarks.words import texts
@@ -41,6 +42,15 @@ def draw_texts():
   return [images_of(texts.draw('films', seed)) for seed in (0, 1)]
 
 
+def draw_drawings():
+  """Splits of emoji by two seeds; both hands draw the same, so that it shows what was learned."""
+  labels = np.arange(1_900) % 38
+  drawn = np.random.default_rng(0).integers(0, 256, (1_900, 4, 4, 3), dtype=np.uint8)
+  found = {'pictures': np.stack([drawn, drawn]), 'labels': labels}
+  save_file(found, f'{pictures.FOLDER}/emoji.safetensors')
+  return [images_of(pictures.draw('emoji', seed)) for seed in (0, 1)]
+
+
 def draw_mood():
   """Splits of sentences for a language model by two seeds; each word is a token, its number."""
 
@@ -54,9 +64,10 @@ def draw_mood():
   return [arrays_of(language.mood(tokenize, seed)) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize('draw', [draw_images, draw_texts, draw_mood])
+@pytest.mark.parametrize('draw', [draw_images, draw_texts, draw_drawings, draw_mood])
 def test_no_seed_learns_from_a_test_example_and_the_test_examples_stay(draw, tmp_path, monkeypatch):
   monkeypatch.setattr(texts, 'FOLDER', str(tmp_path))
+  monkeypatch.setattr(pictures, 'FOLDER', str(tmp_path))
   rated = {f'{i} {i + 1}': i % 97 for i in range(2_000)}
   monkeypatch.setattr(language, 'read_ratings', lambda task: rated)
   first, second = draw()
