@@ -91,7 +91,7 @@ def adapt(
   - `rngs={'dropout': key}`: the key that dropout draws from, needed in training mode.
   - `mutable=['buffers']`: returns `(outputs, {'buffers': changed})` with the buffers that the call
     has changed, batch statistics for instance. In the variables, this collection replaces the
-    buffers of the module. Without it they stay as they are.
+    buffers of the module. Without it they stay unchanged.
 
   Args:
     module: any module, which is not changed, unless `release` is set.

@@ -41,7 +41,7 @@ def save_folded(
   r"""Folds a model and writes it as a folder that transformers' `from_pretrained` loads.
 
   Kernels of linear layers become weights [out, in], in one tensor for each torch module. Tables and
-  vectors are written as they are. The index is written last: a folder that has none is not whole.
+  vectors are written unchanged. The index is written last: a folder that has none is not whole.
 
   Args:
     folder: path of the folder; created if missing. It must not have weights yet.

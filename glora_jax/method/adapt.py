@@ -88,9 +88,9 @@ def adapt(
       one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
       adapter. The model then runs as a traced program instead of through its modules.
       Instead of True, ids of tokens (`tokenizer.convert_tokens_to_ids(['<a>', '<b>'])`) or a mask
-      of the vocabulary: these rows of the table are trained and nothing else of it, whatever
-      `structure`, `select` and `scale` say of other layers. For some of several tables, ids or
-      masks by name (a regular expression): `{'wte': [3, 5]}`.
+      of the vocabulary: only these rows of the table are trained; `structure`, `select` and `scale`
+      apply to the other layers. For some of several tables, a dictionary from a name (a regular
+      expression) to ids or a mask: `{'wte': [3, 5]}`.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:
@@ -353,7 +353,8 @@ def adapt_function(
     **kwargs: further arguments of the call.
 
   Returns:
-    The adapted function. Its `init` takes the params, and `apply` the function's other arguments.
+    The adapted function. Call `init` with the params, and `apply` with the other
+    arguments of the function.
 
   Raises:
     TypeError: an argument has the wrong type.

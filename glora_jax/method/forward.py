@@ -33,8 +33,8 @@ class Forward:
     adapted: the adapted model.
     variables: its variables.
     genome: if the structure is free, the one that the step drew, int [layer, 5]. Or several, [path,
-      layer, 5]: the inputs are cut into as many equal parts (*paths*) along their first axis, each
-      of which runs with its own structure and its own split of the `rngs`.
+      layer, 5]: the inputs are cut into as many equal parts (*paths*) along their first axis, and
+      each part runs with its own structure and its own split of the `rngs`.
     of_components: that of `dropping_components`; None drops none.
     of_inputs: that of `dropping_inputs`; None drops none.
     call: runs the model with this genome and adapter in another way, folded for instance; None for
@@ -59,7 +59,7 @@ class Forward:
   call: Callable[..., Any] | None = None
 
   def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
-    """What the model returns.
+    """Runs the model, and returns its outputs.
 
     Args:
       *inputs: its inputs.

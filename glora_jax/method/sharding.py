@@ -94,8 +94,8 @@ def shard(
 
   Trained arrays are whole on every device. The model gathers its weights a layer at a time, and
   again in the backward pass, so no device ever holds all of them; results are those of one device
-  up to rounding. Pass the same mesh to `fit`, `allocate`, `make_scorer` and others that take one:
-  they split batches over all of its axes.
+  up to rounding. Pass the same mesh to `fit`, `allocate`, `make_scorer` and other functions with an
+  argument `mesh`: they split batches over all of its axes.
 
   Args:
     adapted: what `adapt`, `adapt_function` or `glora_jax.nnx.as_adapted` returned.

@@ -206,8 +206,8 @@ def load_peft(
 ) -> tuple[Adapted, dict[str, Any]]:
   """Reads an adapter of PEFT as a structure of an adapted model.
 
-  LoRA (also rank-stabilized, and with biases), DoRA, HiRA, GLoRA and IA3 are read. The log says as
-  which structure, and so does `summary` of the result. A LoRA with another scale than the model's
+  LoRA (also rank-stabilized, and with biases), DoRA, HiRA, GLoRA and IA3 are read. The log names
+  the structure, and `summary` of the result lists it. A LoRA with another scale than the model's
   search space is rescaled. If queries, keys and values are one layer here and three in torch, the
   ranks of those with different `lora_A` add up, in general to 3r, and the layer's search space must
   have a LoRA of that rank.

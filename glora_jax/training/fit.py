@@ -88,9 +88,9 @@ def fit(
     sample: for a free structure, `key -> genome` int [layer, 5], or genomes [path, layer, 5], which
       cut the batch (on each device) into equal parts, one for each structure. None draws one genome
       uniformly, as `Sampling().draw` does.
-    tx: an optimizer with its schedule, in place of the recipe's, of which only `epochs`, `steps`,
-      `batch_size`, `accumulate` and `lora_dropout` are used. `optax.partition` and `optax.masked`
-      treat arrays differently.
+    tx: an optimizer with its schedule, in place of the recipe's; the recipe then gives only
+      `epochs`, `steps`, `batch_size`, `accumulate` and `lora_dropout`. With `optax.partition`
+      or `optax.masked` arrays can have different optimizers.
     rates: a factor on the optimizer's updates, for several runs factors [n]; with the recipe's
       optimizer they are factors on the learning rate. `sweep` compares rates by validation loss.
     state: state to continue from, of the same structure, optimizer and batch size; it is not
