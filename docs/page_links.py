@@ -12,7 +12,6 @@ ROOT = os.path.dirname(HERE)
 TARGET = re.compile(r'(?<=\]\()[^)#\s]+')
 COPIED = 'notebooks/'
 PAGE_OF = {
-  'benchmarks/RESULTS.md': 'measurements.md',
   'glora_jax/vision/runs/settings.py': 'reference/config.md',
 }
 

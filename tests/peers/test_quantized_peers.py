@@ -118,7 +118,7 @@ def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_is_checked_and_
 def test_fold_is_full_precision_and_requantized_as_it_was(ready, caplog):
   """By the lines of the page."""
   _, params, adapted, _ = ready
-  page = (ROOT / 'docs' / 'concepts' / 'fold.md').read_text()
+  page = (ROOT / 'docs' / 'concepts' / 'equation.md').read_text()
   [block] = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
   names = {'glora_jax': glora_jax, 'jax': jax, 'model': Model(), 'images': X}
   names |= {'quantized_params': params, 'genome': glora_jax.preset(adapted.spec, 'full')}

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from places import ROOT
 
-PAGE = (ROOT / 'docs' / 'howto' / 'compile_ahead.md').read_text()
+PAGE = (ROOT / 'docs' / 'howto' / 'machines.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)\n```', PAGE, re.DOTALL)
 
 
