@@ -31,6 +31,9 @@ def built(text: str, docname: str) -> str:
       page = path.removeprefix('docs/') if path.startswith('docs/') else None
     else:
       page = path if path.startswith(COPIED) else PAGE_OF.get(path)
-    return os.path.relpath(os.path.join(HERE, page), folder) if page else found[0]
+    if page:
+      return os.path.relpath(os.path.join(HERE, page), folder)
+    is_page = path.startswith('docs/') or not path.endswith('.md')
+    return found[0] if is_page else f'path:{found[0]}'  # a file, to download
 
   return TARGET.sub(built_target, text)
