@@ -11,7 +11,7 @@ from places import ROOT
 PACKAGE = ROOT / 'glora_jax'
 CODE = sorted(PACKAGE.rglob('*.py'))
 PAGES = [ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY', 'CHANGELOG')]
-BUILT = ('docs/config.md', 'docs/notebooks/', 'docs/_build/')  # by docs/conf.py
+BUILT = ('docs/reference/config.md', 'docs/notebooks/', 'docs/_build/')  # by docs/conf.py
 PAGES += [
   page
   for page in sorted((ROOT / 'docs').rglob('*.md'))
