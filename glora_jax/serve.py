@@ -51,10 +51,10 @@ class Pool:
 
   A pool accepts files of `save_adapter` with any structure in which A is at most a vector, B and C
   at most a LoRA of `rank`, and D and E anything. Of a table with chosen rows each adapter may have
-  other rows, as many as `adapted` has. Each example runs as a batch of 1, by `jax.vmap`.
-  Heads have the dtypes of the base's. While an adapter loads, the slots are on the devices twice.
-  The pool compiles its calls; a jitted function that calls a pool keeps the adapters that were in
-  it when it was traced. Threads that share a pool need a lock.
+  other rows, as many as `adapted` has. Each example runs as a batch of 1 (`jax.vmap`). Heads have
+  the dtypes of the base's. While an adapter loads, the slots are on the devices twice. The pool
+  compiles its calls; a jitted function that calls a pool keeps the adapters that were in it when it
+  was traced. Threads that share a pool need a lock.
 
   Args:
     adapted: the adapted model, with any structure. Its head must have as many classes as the
@@ -128,7 +128,7 @@ class Pool:
 
   @property
   def names(self) -> list[str]:
-    """The names of the adapters that are loaded, the least recently used first."""
+    """Names of the loaded adapters, the least recently used first."""
     return list(self._slots)
 
   def load(self, name: str, path: Path, *, strict: bool = True) -> None:
@@ -142,7 +142,7 @@ class Pool:
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, or of another model or base; or its structure is beyond the
-        pool's, or the pool is full. What was loaded before stays.
+        pool's, or the pool is full. Adapters that were loaded before stay.
     """
     validate(name, str, 'name')
     path, tensors, metadata = read_adapter(path)

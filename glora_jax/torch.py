@@ -81,13 +81,13 @@ def adapt(
   """Attaches GLoRA to a PyTorch module.
 
   `adapted.apply(variables, *inputs, **kwargs)`, and `forward(*inputs, **kwargs)` in a loss, accept
-  JAX, NumPy and PyTorch arrays. They return what the module returns, with JAX arrays in it: the
+  JAX, NumPy and PyTorch arrays. They return the module's outputs with JAX arrays in them: the
   `ModelOutput` of a transformers model has its fields. A `DynamicCache` or `StaticCache` is a
-  pytree: a call leaves the one that it gets as it is, and returns another. The module runs in
+  pytree: a call does not change the one that it gets, and returns another. The module runs in
   evaluation mode, unless a call has `train=True`; three arguments of a call are not the module's:
 
   - `train=True`: training mode, with gradient checkpointing if a transformers model has it enabled;
-    that of `torch.utils.checkpoint`, which timm calls, saves no memory here.
+    `torch.utils.checkpoint`, which timm calls, saves no memory here.
   - `rngs={'dropout': key}`: the key that dropout draws from, needed in training mode.
   - `mutable=['buffers']`: returns `(outputs, {'buffers': changed})` with the buffers that the call
     has changed, batch statistics for instance. In the variables, this collection replaces the
@@ -114,8 +114,8 @@ def adapt(
     `params['encoder']['0']['weight']`. A shared parameter has the first of its names.
 
   Raises:
-    TypeError: it is not a module, it cannot be copied, it returns what JAX cannot pass on, or
-      another argument has the wrong type.
+    TypeError: it is not a module, it cannot be copied, its outputs are not JAX types, or another
+      argument has the wrong type.
     ValueError: torchax lacks an operator that the module uses, or the module branches on the values
       of arrays, writes into tensors of others, or calls `torch.vmap` or `torch.func` (the message
       names operator or line); or as in `glora_jax.adapt`.
@@ -210,8 +210,8 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
   }
   if problems := differences(values, shapes):
     raise UserError(
-      f'These are not the values of this {type(module).__name__}. {"; ".join(problems)}. Pass what '
-      'adapted.fold returns.'
+      f'These are not the values of this {type(module).__name__}. {"; ".join(problems)}. Pass the '
+      'result of adapted.fold.'
     )
   cast = [
     f'{name} ({value.dtype} to {tensors[name].dtype})'
@@ -239,7 +239,7 @@ def extend(
 
   Args:
     module: a model of transformers, which is changed.
-    new: how many words, or what each starts as; see `glora_jax.extend`.
+    new: the number of words, or for each the words whose mean it starts as; see `glora_jax.extend`.
     multiple: adds words until the vocabulary is a multiple of this.
 
   Raises:

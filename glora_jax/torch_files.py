@@ -41,7 +41,7 @@ def save_folded(
   r"""Folds a model and writes it as a folder that transformers' `from_pretrained` loads.
 
   Kernels of linear layers become weights [out, in], in one tensor for each torch module. Tables and
-  vectors are written unchanged. The index is written last: a folder that has none is not whole.
+  vectors are written unchanged. The index is written last: a folder without one is incomplete.
 
   Args:
     folder: path of the folder; created if missing. It must not have weights yet.
@@ -53,7 +53,7 @@ def save_folded(
     genome: int [layer, 5], if the structure is free.
     base: path of a folder whose config and tokenizer to copy: its files that end in .json, .txt,
       .model or .jinja. Without it, `config.json` is left to you.
-    max_shard_bytes: size of a file, which is exceeded only by a parameter that is larger.
+    max_shard_bytes: maximum size of a file, unless one parameter is larger.
 
   Raises:
     FileExistsError: the folder has weights.

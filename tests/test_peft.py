@@ -271,7 +271,7 @@ def test_experts_that_are_not_those_of_the_model_are_one_sentence(tmp_path):
     write(tmp_path, wider, **config)
     assert_refused(named, load_peft, tmp_path, adapted, EXPERTS)
   genome = np.array([[3, 0, 0, 0, 0]] * 7)
-  named = ['HiRA has no place for Parameter (experts.down[0]', 'GLoRA']
+  named = ['HiRA cannot hold Parameter (experts.down[0]', 'GLoRA']
   assert_refused(named, save_peft, tmp_path, adapted, variables, genome=genome)
 
 
@@ -344,7 +344,7 @@ def trained():
   'names, forms, kind, named, error',
   [
     (NAMES, [3, 0, 0, 0, 0], 'lora', 'LoRAs of A (model.fc)', ValueError),
-    (NAMES, [2, 0, 0, 0, 0], 'lora', 'LoRA has no place for A (model.fc)', ValueError),
+    (NAMES, [2, 0, 0, 0, 0], 'lora', 'LoRA cannot hold A (model.fc)', ValueError),
     (NAMES, [3, 0, 0, 0, 1], 'hira', 'C, D or E', ValueError),
     (NAMES, [3, 0, 0, 0, 0], 'dora', 'LoRAs of A', ValueError),
     (NAMES, [3, 0, 0, 0, 0], 'ia3', "kind='ia3'", ValueError),

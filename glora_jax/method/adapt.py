@@ -72,7 +72,7 @@ def adapt(
       first space whose expression is found in its path; layers without a match are not adapted.
       None is the smallest space that has the structure, or `SearchSpace()`.
     scale: factor on LoRAs of B (see `method.equation`), alpha / rank in other libraries; None for
-      the space's own, by default 1.
+      the search space's scale, by default 1.
     select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a
       string or compiled), several of them, or a function. None selects all that are not heads.
     heads: which modules or parameters to train in full: a name, a path or its end ('fc',
@@ -98,8 +98,8 @@ def adapt(
 
   Raises:
     TypeError: the model is not a Linen model, or another argument has the wrong type.
-    ValueError: the model has no linear layer (or no table for `embeddings`, or a table no such
-      rows), `select`, `space`, `ties` or explicit `heads` match nothing, or layers cannot be fused;
+    ValueError: the model has no linear layer (or no table for `embeddings`, or the table lacks a
+      row), `select`, `space`, `ties` or explicit `heads` match nothing, or layers cannot be fused;
       the message names the paths. Errors of the model itself on the sample inputs pass through.
 
   Example:

@@ -84,7 +84,7 @@ class Adapted:
   Attributes:
     model: the untouched model.
     spec: the adapted layers, one for each row of a genome.
-    places: where in the model its layers and heads are. The library reads it; users rarely need it.
+    places: paths of the layers and heads in the model, for the library; users rarely need it.
     mesh: devices that the frozen weights are sharded over; see `glora_jax.shard`.
     genome: the fixed structure, canonical, int8 [layer, 5]; None while it is free.
 
@@ -131,13 +131,13 @@ class Adapted:
     return f'<Adapted {name_of(self.model)}: {layers}, {trained}>'
 
   def fix(self, structure: Structure | None) -> Adapted:
-    """The same model with one structure.
+    """Returns this model with one structure, fixed.
 
     Args:
       structure: a preset's name ('lora:4'; see `glora_jax.preset`), a genome int [layer, 5],
-        choices by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: by regular expression a
-        preset, or the forms by tensor), or the path of a genome file or an adapter; None makes it
-        free again.
+        choices by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: for each regular expression a
+        preset, or a form for each tensor), or the path of a genome file or an adapter. None makes
+        it free again.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -147,7 +147,7 @@ class Adapted:
     return dataclasses.replace(self, genome=genome)
 
   def init(self, key: jax.Array, params: Any) -> dict[str, Any]:
-    """Variables with a fresh adapter, which leaves the outputs unchanged whatever the structure.
+    """Returns variables with a fresh adapter; with any structure the outputs are unchanged.
 
     The arrays of a layer are under its module's path (of fused layers, the first one's), with the
     module's stack axes first, in `promote_types(kernel, float32)`, and in an `nn.Partitioned` with
@@ -156,8 +156,8 @@ class Adapted:
 
     Args:
       key: random key.
-      params: parameters of the model. They may be quantized (qwix's arrays) and stay so, apart from
-        the heads.
+      params: parameters of the model. They may be quantized (qwix's arrays); all but the heads stay
+        quantized.
 
     Returns:
       Variables with the collections 'params', unchanged, and 'glora', the adapter: the arrays and
@@ -183,7 +183,7 @@ class Adapted:
     genome: Any = None,
     **kwargs: Any,
   ) -> Any:
-    """What `model.apply` returns, with the adapter of a structure.
+    """Runs the model with the adapter of a structure; otherwise as `model.apply`.
 
     Args:
       variables: variables from `init`, after training for instance, with the model's other
@@ -220,11 +220,11 @@ class Adapted:
     return fold_params(self, variables, jnp.asarray(genome))
 
   def full_precision(self, params: Any) -> Any:
-    """Params with quantized arrays dequantized to float32, in the shapes that the model has."""
+    """Returns params with quantized arrays dequantized to float32, in the model's shapes."""
     return full_precision(params, self.places.param_shapes)
 
   def count_params(self, genome: Any = None) -> Any:
-    """Number of trained parameters without heads: an int, or int64 [...] for many genomes.
+    """Returns the number of trained parameters without heads: int, or int64 [...] for many genomes.
 
     Args:
       genome: int [..., layer, 5]; None for the fixed structure.
@@ -236,7 +236,7 @@ class Adapted:
   def split(
     self, variables: Mapping[str, Any], *, adapter: bool = True
   ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits the variables into what gradients and the optimizer see, and the rest.
+    """Splits the variables into trained arrays, for gradients and the optimizer, and frozen ones.
 
     With a fixed structure the arrays that it reads are trained, cut to the largest LoRA rank that
     it reads in each group of layers. Other arrays are cut in the same way and stay frozen: joined
@@ -279,7 +279,7 @@ class Adapted:
     return {COLLECTION: {}, **join(frozen, trainable)}
 
   def summary(self, genome: Any = None) -> str:
-    """A table of the adapted layers: sizes, forms, trained and total parameters.
+    """Returns a table of the adapted layers: sizes, forms, trained and total parameters.
 
     Args:
       genome: structure to show, int [layer, 5]; None shows the fixed structure, or all choices.

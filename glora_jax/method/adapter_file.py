@@ -86,9 +86,9 @@ def save_adapter(
 
   The file holds only the numbers that the structure reads, the heads, and the model's other
   collections. Tensors are named `glora/<layer>/<array>`, `params/<path>` and `<collection>/<path>`
-  (batch statistics, for instance). The metadata holds the genome; of every layer its sizes, the
-  scale of its LoRA, the ids of chosen rows, and the path and axes of its parameter; and of the
-  frozen parameters their shapes, and fingerprints, exact and rounded to 16 bits. From these
+  (batch statistics, for instance). The metadata has the genome. Of every layer it has the sizes,
+  the scale of the LoRA, the ids of chosen rows, and the path and axes of the parameter. Of the
+  frozen parameters it has the shapes, and fingerprints, exact and rounded to 16 bits. From these
   `load_adapter` knows which model the file belongs to, even if the layers are found in another
   order.
 
@@ -232,7 +232,7 @@ def init_shapes(adapted: Adapted, params: Any) -> dict[str, Any]:
 def load_adapter(
   path: Path, adapted: Adapted, params: Any, *, strict: bool = True
 ) -> tuple[Adapted, dict[str, Any]]:
-  """Loads what `save_adapter` wrote, onto the base that it was trained on.
+  """Loads a file of `save_adapter` onto the base that the adapter was trained on.
 
   Args:
     path: path of the safetensors file.
@@ -428,7 +428,7 @@ def _read_genome(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> n
   except ValueError as error:
     raise ValueError(
       f"The adapter {printable(path)} has a structure that is not in this model's search space "
-      f'({error}); adapt with its path as structure=, or with a space that has it.'
+      f'({error}); adapt with its path as structure=, or with a space that has its forms.'
     ) from error
   if adapted.genome is not None and (adapted.genome != genome).any():
     row = int((adapted.genome != genome).any(axis=1).argmax())

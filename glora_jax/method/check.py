@@ -88,15 +88,15 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   """Runs the model to check that GLoRA works on it.
 
   With a fresh adapter every structure must be the base model. The untouched model with folded
-  parameters must return what `apply` returns. Every array of the adapter must get a gradient. The
+  parameters must return the same as `apply`. Every array of the adapter must get a gradient. The
   structures are the largest, eight random ones and, fixed, one of these. Outputs are compared
-  relative to the largest of them, at the device's highest precision of matrix products. Zeros
-  among the variables are replaced by noise, so that no term is zero.
+  relative to the largest of them, at the device's highest precision of matrix products. Zeros among
+  the variables are replaced by noise, so that no term is zero.
 
   Args:
-    adapted: the adapted model with a free structure; for an attached NNX model, what
-      `glora_jax.nnx.as_adapted` returns.
-    variables: what `adapted.init` returned, with the model's other collections if it has any.
+    adapted: the adapted model with a free structure; for an attached NNX model, the one from
+      `glora_jax.nnx.as_adapted`.
+    variables: variables from `adapted.init`, with the model's other collections if it has any.
     *inputs: inputs of the model, arrays with values.
     **kwargs: further arguments of its call, `train=False` or `rngs` for instance.
 

@@ -101,7 +101,7 @@ def require_feasible(spec: Spec, budget: Any) -> int | None:
 def random_genomes(
   rng: np.random.Generator, spec: Spec, number: int, budget: int | None = None
 ) -> np.ndarray:
-  """Random structures within a budget.
+  """Draws random structures within a budget.
 
   They are uniform over the structures within the budget, by rejection, if enough of the space fits.
   After eight rounds the rest is filled with repaired genomes, so that any budget is quick.

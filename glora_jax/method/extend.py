@@ -36,7 +36,7 @@ def extend(
     tables: regular expressions for the names of the parameters that have numbers for each word, and
       whether the words are their first axis (0) or the last (-1): `{'embed': 0, 'head': -1}` for a
       table [word, feature] and a head with a kernel [feature, word] and a bias [word].
-    new: how many words; or, for each, the ids of the words that it starts as the mean of: [7] for a
+    new: the number of words; or, for each word, the ids of those whose mean it starts as: [7] for a
       copy, [] for the mean of all.
     multiple: adds words, with the mean of all, until the vocabulary is a multiple of this.
 

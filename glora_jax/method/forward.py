@@ -25,9 +25,9 @@ Loss = Callable[[Any, Any, jax.Array], Any]
 class Forward:
   """Runs an adapted model within a loss: `forward(*inputs, genome=None, **kwargs)`.
 
-  What a Linen model needs besides its inputs is passed as to `model.apply`:
-  `forward(x, train=True, rngs={'dropout': key})`. Its other collections, batch statistics for
-  instance, are those of the variables and stay so; `mutable=['batch_stats']` returns updated ones.
+  A Linen model's other arguments are passed as to `model.apply`, for instance
+  `forward(x, train=True, rngs={'dropout': key})`. Its other collections, such as batch statistics,
+  come from the variables, which do not change; `mutable=['batch_stats']` returns updated ones.
 
   Attributes:
     adapted: the adapted model.
@@ -35,8 +35,8 @@ class Forward:
     genome: if the structure is free, the one that the step drew, int [layer, 5]. Or several, [path,
       layer, 5]: the inputs are cut into as many equal parts (*paths*) along their first axis, and
       each part runs with its own structure and its own split of the `rngs`.
-    of_components: that of `dropping_components`; None drops none.
-    of_inputs: that of `dropping_inputs`; None drops none.
+    of_components: the argument of `dropping_components`; None drops none.
+    of_inputs: the argument of `dropping_inputs`; None drops none.
     call: runs the model with this genome and adapter in another way, folded for instance; None for
       `Adapted.apply`.
 
@@ -121,23 +121,23 @@ class Forward:
     return self.variables[COLLECTION]
 
   def with_adapter(self, adapter: Any) -> Forward:
-    """This model with another adapter, a noisy one for instance."""
+    """Returns this model with another adapter, a noisy one for instance."""
     variables = {**self.variables, COLLECTION: adapter}
     return dataclasses.replace(self, variables=variables, call=None)
 
   def dropping_components(self, key: jax.Array, probability: float) -> Forward:
-    """This model without some rank-one parts of LoRAs; see `drop_components`."""
+    """Returns this model without some rank-one parts of LoRAs; see `drop_components`."""
     return dataclasses.replace(self, of_components=Dropout(key, probability), call=None)
 
   def dropping_inputs(self, key: jax.Array, probability: float) -> Forward:
-    """This model with dropout on the inputs of every LoRA of B: PEFT's `lora_dropout`.
+    """Returns this model with dropout on the inputs of LoRAs of B, as PEFT's `lora_dropout`.
 
-    Each number of the inputs x is zero in x B with the probability, and is otherwise divided by one
-    minus it; x W is not touched. Tables that are looked up have no inputs to drop. A layer that is
-    called several times drops the same each time. A Linen model then runs as a traced program.
+    In x B, each number of x is zero with this probability p, and is otherwise divided by 1 - p; x W
+    is unchanged. Tables that are looked up have no inputs to drop. A layer that is called several
+    times drops the same each time. A Linen model then runs as a traced program.
 
-    The call raises ValueError for a LoRA of a convolution, or of a kernel that the model uses in
-    another way than as the matrix of a layer.
+    The call raises ValueError for a LoRA of a convolution, or of a kernel that the model uses other
+    than as the matrix of a layer.
     """
     return dataclasses.replace(self, of_inputs=Dropout(key, probability), call=None)
 

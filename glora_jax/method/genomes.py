@@ -26,7 +26,7 @@ _NO_NUMBERS = 'OUSMm'  # kinds of dtypes
 # one, in arrays of NumPy or of JAX.
 C, E = TENSORS.index('C'), TENSORS.index('E')
 _E_FOR_C = np.array([E if column == C else column for column in range(len(TENSORS))])
-_EXPECTED = 'pass what genome_to_json returned'
+_EXPECTED = 'pass the result of genome_to_json'
 
 
 def check_genome(spec: Spec, genome: Any, concrete: bool = False) -> None:
@@ -70,7 +70,7 @@ def check_genome(spec: Spec, genome: Any, concrete: bool = False) -> None:
     row, column = index[-2:]
     layer, tensor = spec.layers[row], TENSORS[column]
     raise ValueError(
-      f'The genome says {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes are 0 '
+      f'The genome has {codes[index]} for {tensor} of layer {row} ({layer.name}); the codes are 0 '
       f'to {spec.num_codes[row, column] - 1}: {", ".join(layer.names(tensor))}.'
     )
 
@@ -126,7 +126,7 @@ def _as_array(genome: Any) -> Any:
 
 
 def count_params(spec: Spec, genomes: Any) -> Any:
-  """Trained parameters of structures, heads not counted.
+  """Counts the trained parameters of structures, without heads.
 
   Args:
     spec: the layers.
@@ -293,7 +293,7 @@ class NamedForms(TypedDict):
 
 
 def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
-  """A genome as JSON that a person can read.
+  """Returns a genome as JSON that a person can read.
 
   Args:
     spec: the layers.
@@ -323,7 +323,7 @@ def genome_to_json(spec: Spec, genome: Any) -> dict[str, Any]:
 
 
 def genome_from_json(spec: Spec, content: str | Mapping[str, Any] | Sequence) -> np.ndarray:
-  """The genome of what `genome_to_json` returned.
+  """Reads a genome from the result of `genome_to_json`.
 
   Forms are read by name if there are names, so a genome means the same in a space with other ranks
   and so other codes. Layers are matched by name, in any order, if all names are those of the spec.
@@ -397,7 +397,7 @@ def codes_of(layer: Layer, forms: Mapping[Any, Any]) -> list[int]:
     code = layer.space.code(tensor, form) if names else None
     if code is None:
       raise ValueError(
-        f'The structure says {listed([str(form)])} for {listed([str(tensor)])} of {layer.name}; '
+        f'The structure has {listed([str(form)])} for {listed([str(tensor)])} of {layer.name}; '
         f'the forms are {", ".join(names) or "none, no such tensor"}.'
       )
     codes[tensor] = code

@@ -463,7 +463,7 @@ def check_adapter(
     listed = problems if len(problems) <= _LONGEST_LIST else f'{problems[:_LONGEST_LIST]}...'
     raise ValueError(
       f"The adapter in variables['{COLLECTION}'] does not match these layers and their search "
-      f'space. {listed}. Pass what init of this adapted model returned.'
+      f'space. {listed}. Pass variables from init of this adapted model.'
     )
   for rank, tensor, layer, stored_rank in too_low:
     raise ValueError(

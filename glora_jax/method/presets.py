@@ -1,7 +1,7 @@
 """Structures as users write them: a preset, choices by layer, a genome, or a file with one.
 
-A preset is called BASE[:RANK][@PLACE]: `lora`, `hira:2`, `lora:2@qkv`. The place of a layer, in
-attention or in an MLP and in which block, is read from the names that code bases use:
+A preset is called BASE[:RANK][@TARGET]: `lora`, `hira:2`, `lora:2@qkv`. Whether a layer is in
+attention or in an MLP, and in which block, is read from the names that code bases use:
 `blocks/qkv[2]`, `encoderblock_3/MlpBlock_0/Dense_1`, `layers/3/self_attn/q_proj`,
 `encoder/layer/3/attention/output/dense`.
 """
@@ -31,7 +31,7 @@ from glora_jax.method.space import (
 # A preset's name, a path, choices by layer or the content of a file, a genome.
 Structure = str | os.PathLike | Mapping[str, Any] | Sequence | np.ndarray
 _OF_BIASES = ('bitfit', 'prompt')  # presets that change nothing but biases
-PLACES = ('qkv', 'attn', 'mlp', 'last_half')
+TARGETS = ('qkv', 'attn', 'mlp', 'last_half')
 Role = Literal['qkv', 'proj', 'mlp']
 # Names of modules that hold layers; the innermost decides.
 _ATTENTION = re.compile('attn|attention', re.IGNORECASE)
@@ -56,7 +56,7 @@ _NUMBERED = re.compile(r'(|.*_|.*(?:block|layer|stage)s?)(\d+)', re.IGNORECASE)
 
 
 # The methods that GLoRA contains, and the largest structure of all: the forms that are not none,
-# the same in all layers of the place. 'lora' has the rank in the preset's name, or the largest.
+# the same in all layers of the target. 'lora' has the rank in the preset's name, or the largest.
 PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'linear': {},
   'bitfit': {'E': 'vector'},
@@ -78,12 +78,12 @@ class PresetName(NamedTuple):
   Attributes:
     base: the method, a key of `PRESETS`.
     rank: rank of its LoRA, or None for the largest.
-    place: one of `PLACES`, or a regular expression on the layers' names; None for every layer.
+    target: one of `TARGETS`, or a regular expression on the layers' names; None for every layer.
   """
 
   base: str
   rank: int | None = None
-  place: str | None = None
+  target: str | None = None
 
 
 def parse_preset_name(name: str) -> PresetName:
@@ -94,15 +94,15 @@ def parse_preset_name(name: str) -> PresetName:
 
   Example:
     >>> parse_preset_name('lora:2@attn')
-    PresetName(base='lora', rank=2, place='attn')
+    PresetName(base='lora', rank=2, target='attn')
   """
   is_name = isinstance(name, str) and name == printable(name)
-  method, at, place = name.partition('@') if is_name else ('', '', '')
+  method, at, target = name.partition('@') if is_name else ('', '', '')
   base, colon, rank = method.partition(':')
   if base not in PRESETS:
     raise ValueError(
       f'The preset {shown(name)} is unknown; the presets are {", ".join(PRESETS)}, optionally with '
-      f"a rank and a place, as in 'lora:2@qkv'."
+      f"a rank and a target, as in 'lora:2@qkv'."
     )
   if colon and base not in RANKED:
     raise ValueError(
@@ -115,42 +115,42 @@ def parse_preset_name(name: str) -> PresetName:
       f"'{base}:2'."
     )
   try:
-    re.compile(place)
+    re.compile(target)
   except re.error as error:
     raise ValueError(
-      f"The preset '{name}' has the place '{place}', which is not a regular expression ({error}); "
-      f'use one of {", ".join(PLACES)}, or a regular expression on names of layers.'
+      f"The target '{target}' of the preset '{name}' is not a regular expression ({error}); use "
+      f'one of {", ".join(TARGETS)}, or a regular expression on names of layers.'
     ) from error
-  if at and not place:
+  if at and not target:
     raise ValueError(
-      f"The preset '{name}' has no place after its @; use one of {', '.join(PLACES)}, or a regular "
-      'expression on names of layers.'
+      f"The preset '{name}' has no target after its @; use one of {', '.join(TARGETS)}, or a "
+      'regular expression on names of layers.'
     )
-  return PresetName(base, int(rank) if colon else None, place or None)
+  return PresetName(base, int(rank) if colon else None, target or None)
 
 
 def begins_as_preset(text: str) -> bool:
-  """Whether a text is meant as a preset's name, even if its rank or place is invalid."""
+  """Whether a text is meant as a preset's name, even if its rank or target is invalid."""
   return re.split('[:@]', text)[0] in PRESETS
 
 
 def preset(spec: Spec, name: str) -> np.ndarray:
-  """The genome of a method that GLoRA contains, in all layers or in some.
+  """Returns the genome of a method that GLoRA contains, in all layers or in some.
 
   Args:
     spec: the layers.
-    name: `BASE[:RANK][@PLACE]`. The bases are 'linear', 'bitfit', 'lora', 'dora' (A as a vector and
-      B as LoRA: the weights that DoRA can reach, not its training), 'ssf', 'prompt', 'full',
-      'hira' (only A, as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora' (these,
-      and B as LoRA). lora, dora, hira and scale_shift_lora accept a rank; the default is the
-      largest. The places are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks), or a
-      regular expression that is searched in the layers' names.
+    name: `BASE[:RANK][@TARGET]`. The bases are 'linear', 'bitfit', 'lora', 'dora' (A as a vector
+      and B as LoRA: it has the weights that DoRA can reach, not its training), 'ssf', 'prompt',
+      'full', 'hira' (only A, as LoRA), 'scale_shift' (A and E as vectors) and 'scale_shift_lora'
+      (these, and B as LoRA). lora, dora, hira and scale_shift_lora accept a rank; the default is
+      the largest. The targets are 'qkv', 'attn' (qkv and proj), 'mlp', 'last_half' (of the blocks),
+      or a regular expression that is searched in the layers' names.
 
   Returns:
-    Canonical genome, int8 [layer, 5]. Its forms need not be among the space's choices.
+    Canonical genome, int8 [layer, 5]. Its forms may be missing from the space's choices.
 
   Raises:
-    ValueError: the name is unknown, the space lacks its rank, no layer is in its place, or the
+    ValueError: the name is unknown, the space lacks its rank, no layer matches its target, or the
       method needs a bias and no layer has one.
 
   Example:
@@ -164,7 +164,7 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   """
   check_spec(spec)
   parsed = parse_preset_name(name)
-  rows = np.flatnonzero(mask_of_place(spec, parsed.place)).tolist()
+  rows = np.flatnonzero(mask_of_target(spec, parsed.target)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
     raise ValueError(f"The preset '{name}' trains biases, but no adapted layer has one.")
   forms, rank = dict(PRESETS[parsed.base]), parsed.rank
@@ -177,13 +177,13 @@ def preset(spec: Spec, name: str) -> np.ndarray:
 
 
 def presets(spec: Spec) -> dict[str, np.ndarray]:
-  """Every preset that fits a spec, in all layers, with the largest rank.
+  """Returns every preset that fits a spec, in all layers, with the largest rank.
 
   Args:
     spec: the layers.
 
   Returns:
-    Canonical genomes, int8 [layer, 5], by the preset's name.
+    A dictionary from names of presets to canonical genomes, int8 [layer, 5].
 
   Example:
     >>> from glora_jax import Layer, Spec, count_params, presets
@@ -205,7 +205,7 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
     choices: by regular expression (searched in a layer's name), the name of a preset, or the
       forms by tensor as names or codes ('lora' is the largest rank). The first pattern that is
       found in a name decides; a layer without a match gets no adapter. A preset is made for all
-      layers that its pattern decides, and its place is one among these.
+      layers that its pattern decides, and its target selects among these.
 
   Returns:
     Canonical genome, int8 [layer, 5].
@@ -240,42 +240,42 @@ def custom_genome(spec: Spec, choices: Mapping[str, str | Mapping[str, str | int
   return canonicalize(spec, genome)
 
 
-def mask_of_place(spec: Spec, place: str | None) -> np.ndarray:
-  """A mask of the layers that are in a place.
+def mask_of_target(spec: Spec, target: str | None) -> np.ndarray:
+  """Returns a mask of the layers of a target.
 
   Args:
     spec: the layers.
-    place: one of `PLACES`, or a regular expression that is searched in the layers' names; None for
-      all layers.
+    target: one of `TARGETS`, or a regular expression that is searched in the layers' names; None
+      for all layers.
 
   Returns:
     bool [layer].
 
   Raises:
-    ValueError: no layer is in the place.
+    ValueError: no layer matches the target.
 
   Example:
     >>> from glora_jax import Layer, Spec
     >>> spec = Spec(tuple(Layer(f'blocks/{name}[0]', 8, 8) for name in ('qkv', 'proj', 'fc1')))
-    >>> mask_of_place(spec, 'attn').tolist()
+    >>> mask_of_target(spec, 'attn').tolist()
     [True, True, False]
   """
   names = [layer.name for layer in spec]
-  if place is None:
+  if target is None:
     return np.ones(len(spec), bool)
-  if place == 'last_half':
+  if target == 'last_half':
     blocks = block_numbers(names)
     number = 1 + max((block for block in blocks if block is not None), default=-1)
     rows = [block is not None and 2 * block >= number for block in blocks]
-  elif place in PLACES:
-    wanted = {'attn': ('qkv', 'proj')}.get(place, (place,))
+  elif target in TARGETS:
+    wanted = {'attn': ('qkv', 'proj')}.get(target, (target,))
     rows = [role(name) in wanted for name in names]
   else:
-    rows = [re.search(place, name) is not None for name in names]
+    rows = [re.search(target, name) is not None for name in names]
   if not any(rows):
     raise ValueError(
-      f"No adapted layer is in the place '{place}' of a preset; the layers are "
-      f'{", ".join(names)}, and a place may be a regular expression on these names.'
+      f"No adapted layer matches the target '{target}' of a preset; the layers are "
+      f'{", ".join(names)}, and a target may be a regular expression on these names.'
     )
   return np.array(rows, bool)
 
@@ -374,11 +374,11 @@ def read_structure(structure: Structure | None) -> Any:
     )
   if not path.lower().endswith('.json'):
     return read_tensors(path, 'adapter')[1]
-  content = load_json(path, 'pass what genome_to_json returned')
+  content = load_json(path, 'pass the result of genome_to_json')
   if isinstance(content, dict) and STAMP in content:  # a file that a user wrote has none
     check_stamp(path, content.pop(STAMP), 'genome')
   if not isinstance(content, dict | list):
-    raise damaged(path, f'it holds {shown(content)}', 'pass what genome_to_json returned')
+    raise damaged(path, f'it holds {shown(content)}', 'pass the result of genome_to_json')
   return content
 
 

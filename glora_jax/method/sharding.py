@@ -92,13 +92,13 @@ def shard(
 ) -> tuple[Adapted, dict[str, Any]]:
   """Shards the frozen weights of an adapted model over devices.
 
-  Trained arrays are whole on every device. The model gathers its weights a layer at a time, and
-  again in the backward pass, so no device ever holds all of them; results are those of one device
-  up to rounding. Pass the same mesh to `fit`, `allocate`, `make_scorer` and other functions with an
+  Trained arrays are replicated. The model gathers its weights a layer at a time, and again in the
+  backward pass, so no device ever holds all of them; results are those of one device up to
+  rounding. Pass the same mesh to `fit`, `allocate`, `make_scorer` and other functions with an
   argument `mesh`: they split batches over all of its axes.
 
   Args:
-    adapted: what `adapt`, `adapt_function` or `glora_jax.nnx.as_adapted` returned.
+    adapted: the adapted model, from `adapt`, `adapt_function` or `glora_jax.nnx.as_adapted`.
     variables: its variables, or their shapes. NumPy arrays go straight from the host to their
       devices, so the base need not fit on one.
     mesh: devices with axes of any names. If one is called 'fsdp', weights are sharded over that one

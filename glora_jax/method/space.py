@@ -82,7 +82,7 @@ class SearchSpace:
 
   @classmethod
   def distinct(cls, ranks: Iterable[int] = range(1, 9)) -> SearchSpace:
-    """A space without redundant forms: none can be expressed by others in the same layer.
+    """Returns a space without redundant forms: none that others in the same layer can express.
 
     A is none, a vector or a LoRA, B none or a LoRA, and either C or E may be a vector. D and the
     constants are not choices: E and the vectors reach whatever they reach.
@@ -115,7 +115,7 @@ class SearchSpace:
     return tuple(sorted(code for code in codes if code is not None))
 
   def code(self, tensor: Tensor, form: str | int) -> int | None:
-    """The code of a form, by its name or code; None if there is no such form.
+    """Returns the code of a form, given its name or code; None if the space has no such form.
 
     'lora' is the LoRA of the one rank; if there are several, there is no such form.
     """
@@ -128,7 +128,7 @@ class SearchSpace:
     return code if code in range(len(names)) else None
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
-    """Names of all forms of a tensor, in the order of their codes."""
+    """Returns the names of all forms of a tensor, in the order of their codes."""
     loras = tuple(f'lora:{rank}' for rank in self.ranks) if tensor in LORA_TENSORS else ()
     return FLAT_FORMS[tensor] + loras
 
@@ -211,7 +211,7 @@ class Layer:
     object.__setattr__(self, 'ids', ids)
 
   def names(self, tensor: Tensor) -> tuple[str, ...]:
-    """Names of all forms of a tensor, in the order of their codes."""
+    """Returns the names of all forms of a tensor, in the order of their codes."""
     names = self.space.names(tensor)
     if not self.ids:
       return names

@@ -42,7 +42,7 @@ def check_collections(variables: Any, names: Sequence[str] = ('params', COLLECTI
     if name not in variables:
       raise ValueError(
         f"The variables have no '{name}' (they have {listed(map(str, variables)) or 'nothing'}); "
-        'pass what init returned.'
+        'pass variables from init.'
       )
 
 

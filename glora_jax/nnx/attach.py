@@ -48,7 +48,7 @@ def attach(
   key: jax.Array | nnx.Rngs | None = None,
   **kwargs: Any,
 ) -> Model:
-  """Attaches GLoRA to an NNX model that stays alive.
+  """Attaches GLoRA to an NNX model; the result is an NNX model of the same class.
 
   The result is called like the model, including its submodules and other methods, and keeps its
   dropout streams, batch statistics, caches, `train()` and `eval()`. Its outputs are the model's
@@ -66,7 +66,7 @@ def attach(
     heads: which modules to train in full, in the same way; None for none.
     ties: layers to fuse; see `glora_jax.adapt`.
     convs: whether convolutions count as linear layers.
-    embeddings: whether embedding tables do, or which of their rows; see `glora_jax.adapt`.
+    embeddings: whether to adapt embedding tables, or which of their rows; see `glora_jax.adapt`.
     split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
       kernels' names. Layers that `nnx.vmap` runs on one shared input need it.
     key: random key for the adapter, or `nnx.Rngs`; None for a fixed one.

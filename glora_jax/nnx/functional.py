@@ -29,7 +29,7 @@ STATISTICS = 'batch_stats'  # name of their collection among the variables
 
 
 def params(model: nnx.Module) -> dict[str, Any]:
-  """The model's `nnx.Param` values as a nested dictionary with string keys.
+  """Returns the model's `nnx.Param` values as a nested dictionary with string keys.
 
   Example:
     >>> import glora_jax
@@ -52,7 +52,7 @@ def _is_of_qwix(node: Any) -> bool:
 
 
 def with_params(model: nnx.Module, new: Any) -> nnx.Module:
-  """A copy of a model with new values for its `nnx.Param`, those of `adapted.fold` for instance.
+  """Copies a model with new values for its `nnx.Param`, from `adapted.fold` for instance.
 
   Args:
     model: any NNX model; it is not changed.
@@ -110,7 +110,7 @@ def check_model(model: Any) -> None:
     if is_owner(node):
       raise ValueError(
         f'This {type(model).__name__} is already attached; attach to the model that it was made '
-        'from, or to what glora_jax.nnx.fold returns.'
+        'from, or to the result of glora_jax.nnx.fold.'
       )
     if isinstance(node, (nnx.Param, nnx.BatchStat)) and (
       type(node).get_value is not nnx.Variable.get_value or node.has_metadata('on_get_value')

@@ -40,7 +40,7 @@ def adapters(model: nnx.Module) -> list[Adapter]:
   found = [node for _, node in nnx.iter_graph(model) if isinstance(node, Adapter)]
   if not found:
     raise ValueError(
-      f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
+      f'This {type(model).__name__} is not attached; pass the model from glora_jax.nnx.attach.'
     )
   found.sort(key=lambda adapter: adapter.group.rows)
   rows = sorted(row for adapter in found for row in adapter.group.rows)
@@ -125,15 +125,15 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
         layer = layers.layers[row]
         names = layer.names(tensor)
         raise ValueError(
-          f'The genome says {names[np.asarray(genome)[row, column]]} for {tensor} of layer {row} '
+          f'The genome has {names[np.asarray(genome)[row, column]]} for {tensor} of layer {row} '
           f'({layer.name}), but this model stores {", ".join(names[code] for code in stored)}; '
-          'attach with a space that offers it, or set the genome of the model as it was before '
+          'attach with a space that has it, or set the genome of the model from before '
           'glora_jax.nnx.fix.'
         )
 
 
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
-  """The adapted model and the variables of an attached one, as of `glora_jax.adapt` and `init`.
+  """Returns an attached model as `glora_jax.adapt` and `init` would: (adapted, variables).
 
   With it `glora_jax.shard`, `glora_jax.allocate`, `glora_jax.serve.Pool` and other functions of an
   adapted model work on an attached one; `set_variables` writes their results back.
@@ -296,11 +296,11 @@ def load_adapter(path: Path, model: nnx.Module, *, strict: bool = True) -> None:
 
 
 def summary(model: nnx.Module, genome: Any = None) -> str:
-  """A table of the adapted layers of a model: sizes, forms, trained and total parameters.
+  """Returns a table of the adapted layers: sizes, forms, trained and total parameters.
 
   Args:
     model: an attached model.
-    genome: structure to show, int [rows, 5]; None shows the model's own.
+    genome: structure to show, int [rows, 5]; None shows the model's genome.
 
   Raises:
     ValueError: the model is not attached, or the genome does not fit it.

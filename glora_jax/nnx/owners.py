@@ -104,7 +104,7 @@ def make_owner(module: nnx.Pytree, params: Sequence[AdaptedParam]) -> None:
 
 
 def fold(model: Model) -> Model:
-  """A model of the original class with the adapter of its genome folded in.
+  """Folds the adapter, and returns a model of the original class.
 
   Args:
     model: an attached model, or a module of one; it is not changed.
@@ -140,7 +140,7 @@ def detach(model: Model, *, with_adapter: bool) -> Model:
   """
   if not any(is_owner(module) for _, module in modules(model)):
     raise ValueError(
-      f'This {type(model).__name__} is not attached; pass what glora_jax.nnx.attach returned.'
+      f'This {type(model).__name__} is not attached; pass the model from glora_jax.nnx.attach.'
     )
   model = nnx.clone(model)
   found = [module for _, module in modules(model)]

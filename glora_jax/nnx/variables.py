@@ -37,7 +37,7 @@ class Trained(nnx.LoRAParam):
 
 
 class AdapterParam(Trained):
-  """An array of an adapter, with its stack axes where its kernel has them.
+  """An array of an adapter; its stack axes have the same positions as those of its kernel.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -134,6 +134,6 @@ def _refuse_value(variable: nnx.Variable, value: Any, **kwargs: Any) -> None:
   del value, kwargs
   raise ValueError(
     f'This {type(variable).__name__} of shape {variable.shape} is the merged value of an adapted '
-    'parameter, and what is written there would be lost; write to the model before '
+    'parameter, and anything written there would be lost; write to the model before '
     'glora_jax.nnx.attach or after glora_jax.nnx.fold.'
   )

@@ -134,8 +134,8 @@ def save_peft(
       `{r'layers/(\d+)/attn/q': r'model.layers.\1.self_attn.q_proj'}`. Several names share a layer's
       outputs equally, and '{}' is the place in a stack. An expert is an index of a parameter,
       'mlp.experts.down_proj[{}]'. 'tunix_gemma3', 'tunix_llama3' and 'tunix_qwen3' are those of
-      transformers' models, for the models of google-tunix. None if the paths are torch's own, as in
-      a model of `glora_jax.torch`.
+      transformers' models, for the models of google-tunix. None if the paths here are torch's
+      names, as in a model of `glora_jax.torch`.
     genome: int [rows, 5], if the structure is free.
     kind: 'lora', 'hira', 'dora' or 'glora'; None for the narrowest.
     heads: tensors to write instead of the variables' heads, by torch name, if the torch model has a
@@ -216,7 +216,7 @@ def load_peft(
     adapter: path of its folder; its name on the hub, `hf:owner/name[@revision]`; or the result of
       `read_peft`.
     adapted: the adapted base model, with the heads that the adapter trains.
-    params: the base's parameters; heads that the adapter has are replaced, and those of a quantized
+    params: the base's parameters; heads of the adapter replace theirs. The heads of a quantized
       base are in full precision, as `adapted.init` returns them.
     names: see `save_peft`.
 
@@ -333,7 +333,7 @@ def _kind_of(path: str, config: Any) -> str:
   odd = {k: x for k, x in config.items() if x and x != 'none' and _NOT_READ.fullmatch(k)}
   if odd:
     stated = ', '.join(f'{field}={shown(value)}' for field, value in odd.items())
-    raise ValueError(f'{path} has {stated}, which has no place in the equation; {_MERGE}.')
+    raise ValueError(f'{path} has {stated}, which the equation does not have; {_MERGE}.')
   parameters = config.get('target_parameters') or []
   if not isinstance(parameters, list) or not all(isinstance(name, str) for name in parameters):
     raise ValueError(

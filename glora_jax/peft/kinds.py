@@ -88,7 +88,7 @@ class Kind(NamedTuple):
           wrong.setdefault(what, []).append(module.name)
     if wrong:
       stated = ', '.join(f'{what} ({grouped(names)})' for what, names in wrong.items())
-      raise NotHeldError(f'has no place for {stated}')
+      raise NotHeldError(f'cannot hold {stated}')
 
 
 def write_lora(changes: Changes, is_dora: bool = False) -> tuple[Arrays, Fields]:
@@ -163,7 +163,7 @@ def _to_dora(
   """DoRA's `up` and magnitude: (1 + a) W + s B is 1 + a times W + s B / (1 + a)."""
   factor = 1 + a
   if not factor.all():
-    raise NotHeldError(f'has no place for an A of -1 ({module.name})')
+    raise NotHeldError(f'cannot hold an A of -1 ({module.name})')
   up = up / factor
   norms = _norms(module, down, module.scale * up)
   if not norms.all():

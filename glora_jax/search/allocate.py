@@ -67,18 +67,19 @@ def allocate(
 
   One pass over the batches computes the mean gradient of the loss at the base model. It gives every
   unit (a vector, or one rank of a LoRA) a score (`search.unit_scores`). Units with the highest
-  score per parameter are bought until the budget is full (`search.choice`). This trains no supernet
+  score per parameter are chosen until the budget is full (`search.choice`). This trains no supernet
   and needs no validation images.
 
-  Of the forms in the search space (`method.equation`) it considers, for A: none, vector, LoRA; for
-  B: none, LoRA; for C: none, vector (only if a layer has fewer inputs than outputs); for E: none,
-  vector; and at most one of C and E in a layer. In a space with only LoRAs of B it gives every
-  layer its rank.
+  Of the forms in the search space (`method.equation`) it considers none, vector and LoRA for A,
+  none and LoRA for B, and none and vector for C and E. A layer gets at most one of C and E, and C
+  only if it has fewer inputs than outputs. In a space with only LoRAs of B it gives every layer its
+  rank.
 
   Args:
     adapted: the adapted model.
     variables: its variables, from `Adapted.init`, with a trained head (`linear_probe`): under a
-      random head the gradient tells little. Gradients are those of the base model with this head.
+      random head the scores are unreliable. Gradients are computed at the base model with this
+      head.
     loss: `loss(forward, batch, key)`, see `fit`; metrics are not used.
     batches: the batches, trees of arrays; each is read once. Each shape is compiled separately, so
       use one. Eight or more show how much of the gradient is noise.

@@ -44,7 +44,7 @@ class Archive:
 
   @classmethod
   def empty(cls, spec: Spec) -> Archive:
-    """The archive of a search that has scored nothing yet."""
+    """Returns the archive of a search that has scored nothing yet."""
     return cls(
       genomes=np.zeros((0, len(spec), 5), np.int8),
       correct=np.zeros(0, np.int64),
@@ -56,7 +56,7 @@ class Archive:
     return len(self.genomes)
 
   def extended(self, genomes: Any, correct: Any, loss: Any, generation: int) -> Archive:
-    """This archive and, after it, the structures of one more generation.
+    """Returns this archive with the structures of one more generation at its end.
 
     Args:
       genomes: the new structures' canonical genomes, int8 [new, layer, 5].
@@ -69,11 +69,11 @@ class Archive:
     return Archive(*(np.concatenate([old, np.asarray(added, old.dtype)]) for old, added in pairs))
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The fields by name, as a file keeps them; `Archive(**arrays)` is the inverse."""
+    """Returns the fields by name, as a file stores them; `Archive(**arrays)` is the inverse."""
     return dict(vars(self))
 
   def ranking(self, fitness: Fitness = 'accuracy') -> np.ndarray:
-    """Indices from the best to the worst, int64 [structure].
+    """Returns indices from the best to the worst, int64 [structure].
 
     Equal structures keep the order of scoring.
 
@@ -84,7 +84,7 @@ class Archive:
     return np.lexsort((self.loss,) if fitness == 'loss' else (self.loss, -self.correct))
 
   def cost(self, fitness: Fitness = 'accuracy') -> np.ndarray:
-    """One number per structure that is lower the fitter the structure is, float64 [structure].
+    """Returns one number per structure, lower for fitter ones, float64 [structure].
 
     For 'accuracy' it orders lexicographically, as `ranking` does: first by right answers, whose
     steps are 1, and among equals by the loss, which is scaled to less than such a step.
@@ -97,7 +97,7 @@ class Archive:
   def best(
     self, fitness: Fitness = 'accuracy', *, spec: Spec | None = None, budget: int | None = None
   ) -> np.ndarray:
-    """The fittest genome, int8 [layer, 5].
+    """Returns the fittest genome, int8 [layer, 5].
 
     Args:
       fitness: 'accuracy' (ties are broken by the loss) or 'loss'.

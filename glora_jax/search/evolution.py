@@ -41,14 +41,14 @@ class Evolution:
     generations: number of generations after the random one, which is generation 0.
     parents: number of the best structures so far from which the next generation comes.
     mutations: number of mutated children in a generation.
-    crossovers: number of crossed children in a generation; what mutations and crossovers leave of
-      the population is drawn at random.
+    crossovers: number of crossed children in a generation; the rest of the population is drawn at
+      random.
     mutation_probability: probability that a form of a mutated child is drawn anew.
     fitness: 'accuracy' (ties are broken by the loss) or 'loss'.
     mode: 'paper' looks for the fittest structure (GLoRA section 3.4); 'pareto' looks for structures
-      that nothing beats in both fitness and trained parameters, by the selection of NSGA-II (Deb et
-      al. 2002), so that any budget can be read off afterwards; 'random' draws every generation at
-      random, for comparison.
+      that no other beats in both fitness and trained parameters, with the selection of NSGA-II (Deb
+      et al. 2002), so that any budget can be read off afterwards; 'random' draws every generation
+      at random, for comparison.
 
   Raises:
     TypeError: a field has another type.

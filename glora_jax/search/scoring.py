@@ -56,19 +56,19 @@ def make_scorer(
   mesh: jax.sharding.Mesh | None = None,
   memory: int | None = None,
 ) -> Callable[[Any, Any, Any], Scores]:
-  """A compiled function that scores whole populations, by the same kind of loss as `fit`.
+  """Returns a compiled function that scores populations, with the same kind of loss as `fit`.
 
   The genomes are traced: one compilation serves every population of the same size. Candidates run
   in chunks, the examples of a chunk in blocks, and only the two sums per candidate are kept.
 
   Args:
-    adapted: what `glora_jax.adapt` returned.
+    adapted: the adapted model.
     loss: `loss(forward, batch, key)`, see `fit`; `classification()` for pairs (images, labels). Its
-      key is always the same, so leave out what makes the model random.
-    chunk: number of candidates evaluated side by side by `vmap` on each device of the mesh's
-      candidate axis; this controls memory. None for 1 on CPU, where that was measured to be the
-      fastest, and elsewhere for as many as fit into `memory` (`fitting_chunk`), decided at the
-      first call with so many genomes and examples.
+      key is always the same, so run the model without dropout and the like.
+    chunk: number of candidates evaluated side by side (`vmap`) on each device of the mesh's
+      candidate axis; this controls memory. None is for 1 on CPU, which was measured to be the
+      fastest there. On other devices it is for as many as fit into `memory` (`fitting_chunk`),
+      decided at the first call with so many genomes and examples.
     block: most examples of a call of the loss. Blocks are smaller, but more than half as large, if
       they then have the same size; else the remaining examples are another, smaller block.
     mesh: devices; None for one. Candidates are split over its axis 'candidate', if it has one, the

@@ -43,7 +43,7 @@ class Consistency:
     validate_fields(self)
 
   def perturb(self, key: jax.Array, adapter: Any) -> Any:
-    """The adapter times noise: A, B, D and E along the outputs, C by one number."""
+    """Returns the adapter times noise: A, B, D and E along the outputs, C times one number."""
 
     def noisy(path, value):
       *module, name = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]

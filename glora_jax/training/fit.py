@@ -253,7 +253,7 @@ def linear_probe(
   Args:
     adapted: the adapted model.
     variables: its variables; the adapter matters only if the search space requires some form.
-    loss: see `fit`; it should not make the model random, by dropout for instance.
+    loss: see `fit`; it should run the model without dropout.
     batches: see `fit`.
     recipe: how to train; a few epochs, at about twice the learning rate of the training that
       follows, are enough.

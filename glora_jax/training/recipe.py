@@ -27,8 +27,8 @@ class Recipe:
       warm-up has the share `warmup_epochs / epochs` of them.
     learning_rate: peak of the schedule, reached after the warm-up; from there a cosine leads down
       to `final_learning_rate` at the last step.
-    initial_learning_rate: where the warm-up starts.
-    final_learning_rate: where the cosine ends.
+    initial_learning_rate: learning rate at the start of the warm-up.
+    final_learning_rate: learning rate at the end of the cosine.
     warmup_epochs: epochs of linear warm-up.
     weight_decay: AdamW's decoupled weight decay.
     update_used_only: in each step, update only the numbers that the step's structure uses (whose
@@ -76,7 +76,7 @@ class Recipe:
       )
 
   def with_rate(self, learning_rate: float) -> Recipe:
-    """This recipe with another learning rate; both ends of the schedule change in proportion."""
+    """Returns this recipe with another learning rate; its schedule's ends change in proportion."""
     learning_rate = validate(learning_rate, float, 'learning_rate', above=0)
     factor = learning_rate / self.learning_rate
     return dataclasses.replace(
@@ -87,7 +87,7 @@ class Recipe:
     )
 
   def steps_per_epoch(self, num_examples: int) -> int:
-    """The number of full batches in a data set.
+    """Returns the number of full batches in a data set.
 
     Raises:
       ValueError: there is none.
@@ -101,7 +101,7 @@ class Recipe:
     return steps
 
   def num_steps(self, per_epoch: int | None) -> int:
-    """The number of steps of the training.
+    """Returns the number of steps of the training.
 
     Args:
       per_epoch: steps of an epoch; None if their number is unknown.
@@ -112,11 +112,13 @@ class Recipe:
     if self.steps is not None:
       return self.steps
     if per_epoch is None:
-      raise ValueError('The number of batches is unknown; say how many steps: Recipe(steps=...).')
+      raise ValueError(
+        'The number of batches is unknown; give a number of steps, Recipe(steps=...).'
+      )
     return self.epochs * per_epoch
 
   def optimizer(self, per_epoch: int | None) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay over all steps; see `num_steps`."""
+    """Returns AdamW with linear warm-up and cosine decay over all steps; see `num_steps`."""
     num_steps = self.num_steps(per_epoch)
     warmup_steps = round(num_steps * self.warmup_epochs / max(self.epochs, 1))
     schedule = optax.warmup_cosine_decay_schedule(

@@ -31,7 +31,7 @@ class Sweep(NamedTuple):
     losses: the validation loss of each, float [n]; infinite if it was not finite, or if the
       training diverged.
     recipe: the recipe with the best rate, to train again with.
-    variables: those of the model, trained with it.
+    variables: the model's variables, trained with it.
 
   Example:
     >>> recipe = Recipe(learning_rate=0.01)
@@ -76,7 +76,7 @@ def sweep(
 
   Each training has the result of `fit` with `recipe.with_rate(rate)`, up to rounding, from the same
   start and with the same key. All of them are compiled once. A training that diverges counts as the
-  worst. If the best rate is the lowest or the highest, a warning says which to try next.
+  worst. If the best rate is the lowest or the highest, a warning names rates to try next.
 
   Args:
     adapted: the adapted model.

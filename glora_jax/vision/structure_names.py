@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glora_jax.checks import shown
-from glora_jax.method.presets import RANKED, mask_of_place, parse_preset_name
+from glora_jax.method.presets import RANKED, mask_of_target, parse_preset_name
 from glora_jax.method.space import Spec
 
 GENOME_ENDING = '.json'  # of a structure that is the path of a file
@@ -61,7 +61,7 @@ def preset_label(spec: Spec, name: str) -> str:
   base, rank, place = parse_preset_name(name)
   if base not in RANKED or rank is not None or not len(spec):
     return TITLES.get(base, base) + name.removeprefix(base)
-  placed = zip(spec, mask_of_place(spec, place), strict=True)
+  placed = zip(spec, mask_of_target(spec, place), strict=True)
   largest = sorted({layer.space.ranks[-1] for layer, is_placed in placed if is_placed})
   return f'{base}:{"/".join(map(str, largest))}{name.removeprefix(base)}'
 

@@ -50,7 +50,7 @@ def test_adapters_of_another_space_or_structure_are_refused(subnet, tmp_path):
   path, params = tmp_path / 'a.safetensors', variables['params']
   adapter_file.save_adapter(path, adapted, variables, presets.preset(adapted.spec, 'full'))
   other = glora_jax.adapt(adapted.model, IMAGES, space=glora_jax.SearchSpace(2))
-  with pytest.raises(ValueError, match=r'space \(The structure says lora:4 for A of blocks/'):
+  with pytest.raises(ValueError, match=r'space \(The structure has lora:4 for A of blocks/'):
     adapter_file.load_adapter(path, other, params)
   with pytest.raises(ValueError, match='another structure than this model is fixed to'):
     adapter_file.load_adapter(path, adapted.fix('bitfit'), params)

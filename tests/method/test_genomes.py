@@ -116,7 +116,7 @@ def test_json_means_the_same_in_a_space_with_other_ranks():
   more = Spec(tuple(dataclasses.replace(layer, space=SearchSpace((1, 2, 4))) for layer in LAYERS))
   assert genome_from_json(more, written).tolist() == [[0, 5, 1, 0, 2]] * 2 + [[4, 5, 0, 0, 0]]
   fewer = Spec(tuple(dataclasses.replace(layer, space=SearchSpace((2,))) for layer in LAYERS))
-  with pytest.raises(ValueError, match=r'says lora:4 for B of a; the forms are none, con'):
+  with pytest.raises(ValueError, match=r'has lora:4 for B of a; the forms are none, con'):
     genome_from_json(fewer, written)
 
 

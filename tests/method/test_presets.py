@@ -13,7 +13,7 @@ from glora_jax.method.genomes import count_params
 from glora_jax.method.presets import (
   block_numbers,
   custom_genome,
-  mask_of_place,
+  mask_of_target,
   preset,
   presets,
   role,
@@ -87,7 +87,7 @@ BLOCKS = spec_of(f'blocks/{name}[{n}]' for n in range(3) for name in ('qkv', 'pr
   ],
 )
 def test_places_are_found_in_a_transformer(place, rows):
-  assert np.flatnonzero(mask_of_place(BLOCKS, place)).tolist() == rows
+  assert np.flatnonzero(mask_of_target(BLOCKS, place)).tolist() == rows
 
 
 def test_a_place_gets_the_preset_and_other_layers_nothing():

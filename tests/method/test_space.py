@@ -21,5 +21,5 @@ def test_a_genome_has_a_code_for_the_last_of_the_most_ranks():
   largest = largest_genome(spec)
   assert largest.dtype == np.int8
   np.testing.assert_array_equal(canonicalize(spec, largest), largest)
-  with pytest.raises(ValueError, match=r'says -128 for B .* codes are 0 to 127: none'):
+  with pytest.raises(ValueError, match=r'has -128 for B .* codes are 0 to 127: none'):
     count_params(spec, np.array([[0, -128, 0, 0, 0]], np.int8))

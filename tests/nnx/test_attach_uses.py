@@ -63,7 +63,7 @@ def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_
   lora = glora_nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
   numbers = nnx.Not(nnx.RngKey)
   before = nnx.to_pure_dict(nnx.state(lora, numbers))
-  with pytest.raises(ValueError, match=r'stores none; attach with a space that offers it'):
+  with pytest.raises(ValueError, match=r'stores none; attach with a space that has it'):
     glora_nnx.load_adapter(tmp_path / 'live.safetensors', lora)
   assert_trees_equal(nnx.to_pure_dict(nnx.state(lora, numbers)), before)
 

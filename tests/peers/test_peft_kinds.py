@@ -234,7 +234,7 @@ def test_models_of_transformers_and_timm_go_out_and_come_back(name, tmp_path):
     genome[[not layer.bias for layer in adapted.spec], 2:] = 0
     if forms == 'glora' and name in ('gpt2', 'bert', 'vit', 'convnext'):
       if name != 'bert':
-        with pytest.raises(ValueError, match='GLoRA has no place for Conv'):
+        with pytest.raises(ValueError, match='GLoRA cannot hold Conv'):
           save_peft(tmp_path, adapted, variables, genome=genome)
         continue
       genome[['embeddings' in layer.name for layer in adapted.spec]] = 0

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glora_jax.checks import listed, shown
 from glora_jax.files import atomic
-from glora_jax.method.presets import PLACES, PRESETS
+from glora_jax.method.presets import PRESETS, TARGETS
 from glora_jax.vision.data import catalog, pipeline
 from glora_jax.vision.data.normalization import statistics
 from glora_jax.vision.data.task import Part, Source, Task
@@ -210,7 +210,7 @@ def inventory(configs: Mapping[str, str]) -> str:
       '',
       'Presets: --config.structure=NAME, or as baselines --config.presets="(\'NAME\',)"',
       f'  {", ".join(PRESETS)}',
-      f'  with a rank (lora:2) and a place (lora:2@qkv): {", ".join(PLACES)}, or a regular',
+      f'  with a rank (lora:2) and a target (lora:2@qkv): {", ".join(TARGETS)}, or a regular',
       '  expression for layer names',
       '',
       'Tasks: --config.task=NAME',
