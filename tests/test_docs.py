@@ -21,17 +21,19 @@ def name_of(page):
 
 def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  [block] = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
-  names = {}
-  exec(block, names)
-  model, x, trained = names['model'], names['x'], names['state'].variables
+  text, names = README.read_text(), {}
+  [example, training] = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  [printed] = re.findall(r'```text\n(.*?)```', text, re.DOTALL)
+  exec(example, names)
+  assert capsys.readouterr().out == printed
+  exec(training, names)
+  model, x, trained = names['model'], names['tokens'], names['state'].variables
   logits = model.apply({'params': names['params']}, x)
   assert jnp.allclose(logits, names['adapted'].apply(trained, x), atol=1e-5)
   assert not jnp.allclose(logits, names['adapted'].apply(names['variables'], x), atol=1e-3)
   base = names['variables']['params']
   adapted, loaded = glora_jax.load_adapter('adapter.safetensors', names['adapted'], base)
   assert jnp.array_equal(adapted.apply(loaded, x), names['adapted'].apply(trained, x))
-  assert 'layers_0' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('page', [README, RESULTS, *PAGES], ids=name_of)
