@@ -1,4 +1,4 @@
-"""The lines of torch.md and generate.md run; the documentation is built without PyTorch."""
+"""The lines of torch.md, generate.md and start.md run; the pages are built without PyTorch."""
 
 import re
 
@@ -49,6 +49,17 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
 
   exec(of_timm, names)
   assert_close(names['module'](names['images']), applied(names, names['images']))
+
+
+def test_the_language_model_of_getting_started_is_trained_for_peft(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  [lines] = lines_of('../start.md')
+  names = {}
+  exec(lines, names)
+  module, params, tokens = names['module'], names['params'], names['tokens']
+  glora_jax.torch.load(module, params)
+  logits = peft.PeftModel.from_pretrained(module, 'adapter').eval()(torch.tensor(tokens)).logits
+  assert_close(logits, applied(names, tokens, use_cache=False).logits)
 
 
 @pytest.mark.full  # caches, calls and pools have tests of their own
