@@ -2,24 +2,32 @@
 
 A panel for each budget that has results, a line for each task that has some. The fixed method is
 the best of all of at most the budget, by the means of the tests that it is compared on; its name
-stands at the right. Squares are tasks that were written when all methods were fixed.
+stands at the right.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.structures.tables import Line
 from benchmarks.structures.tasks import TASKS
 from glora_jax.vision.reports.page import PALETTES
 
 MARKERS = {'final': 'o', 'confirming': 's'}
+SETS = {'final': 'task on which nothing was tuned', 'confirming': 'task written after all methods'}
 COLUMNS = 2
-WIDTH, HEIGHT, LINE = 4.9, 1.0, 0.27  # inches: of a panel, beside its lines, of a line
-SMALL = 8  # size of text
+WIDTH, HEIGHT, LINE = 8.0, 0.5, 0.27  # inches: of a picture, beside a panel's lines, of a line
+LEGEND = 1.0  # inches above and below all panels
+SMALL, LARGE = 9.5, 10.5  # sizes of text
 COLORS = PALETTES['light']
 BY_VERDICT = {'win': COLORS['teal'], 'tie': COLORS['dim'], 'loss': COLORS['red']}
+VERDICTS = {
+  'win': 'ahead: the 95% interval is above 0',
+  'tie': 'tie: the 95% interval contains 0',
+  'loss': 'behind: the 95% interval is below 0',
+}
 
 
 def draw_differences(
@@ -29,15 +37,32 @@ def draw_differences(
   axis.axvline(0, color=COLORS['ink'], linewidth=0.8)
   axis.set_yticks(range(len(tasks)), tasks)
   axis.set_ylim(len(tasks) - 0.5, -0.5)
+  axis.tick_params(labelsize=LARGE)
   for task, line in table.items():
     mean, low, high = line.difference
     color, place = BY_VERDICT[line.difference.verdict], tasks.index(task)
     axis.plot((low, high), (place, place), color=color, linewidth=2)
     axis.plot(mean, place, marker(task), color=color, markersize=6)
     where = {'transform': axis.get_yaxis_transform(), 'va': 'center'}
-    axis.text(1.02, place, line.best.method[0], fontsize=SMALL, color=COLORS['dim'], **where)
+    axis.text(1.02, place, line.best.method[0], fontsize=SMALL, color=COLORS['ink'], **where)
   axis.spines[['top', 'right']].set_visible(False)
-  axis.set_xlabel('points over the best fixed method (right)')
+
+
+def draw_legend(picture: Figure, lines: Iterable[Line], sets: Iterable[str] = ()) -> None:
+  """What the axis, the colors, and the markers of some sets of tasks mean."""
+  verdicts = {line.difference.verdict for line in lines}
+  ink = {'color': COLORS['ink'], 'linewidth': 0}
+  handles = [Line2D([], [], marker=MARKERS[name], label=SETS[name], **ink) for name in sets]
+  handles += [
+    Line2D([], [], color=color, linewidth=2, label=VERDICTS[verdict])
+    for verdict, color in BY_VERDICT.items()
+    if verdict in verdicts
+  ]
+  place = {'loc': 'outside upper center', 'ncols': COLUMNS, 'frameon': False}
+  picture.legend(handles=handles, fontsize=LARGE, **place)
+  text = "gradient's structure: points of accuracy over the best fixed method (at the right)"
+  picture.supxlabel(text, fontsize=LARGE, color=COLORS['ink'])
+  picture.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
 
 
 def draw(found: Mapping[int, Mapping[str, Line]], path: str) -> None:
@@ -48,7 +73,7 @@ def draw(found: Mapping[int, Mapping[str, Line]], path: str) -> None:
     for at in range(0, len(tables), COLUMNS)
   ]
   heights = [HEIGHT + LINE * len(tasks) for tasks in rows]
-  figure = Figure(figsize=(WIDTH * COLUMNS, sum(heights)), layout='constrained')
+  figure = Figure(figsize=(WIDTH, sum(heights) + LEGEND), layout='constrained')
   shared = {'sharex': True, 'sharey': 'row', 'squeeze': False}
   axes = figure.subplots(len(rows), COLUMNS, height_ratios=heights, **shared)
   for axis in axes.flat[len(found) :]:
@@ -56,5 +81,6 @@ def draw(found: Mapping[int, Mapping[str, Line]], path: str) -> None:
   for number, (axis, budget) in enumerate(zip(axes.flat, found, strict=False)):
     tasks = rows[number // COLUMNS]
     draw_differences(axis, found[budget], tasks, lambda task: MARKERS[TASKS[task].set])
-    axis.set_title(f'{budget:,} parameters', fontsize=10)
-  figure.savefig(path, dpi=150)
+    axis.set_title(f'{budget:,} parameters', fontsize=LARGE, fontweight='bold')
+  draw_legend(figure, [line for table in tables for line in table.values()], MARKERS)
+  figure.savefig(path, dpi=175)

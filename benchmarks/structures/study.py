@@ -364,11 +364,11 @@ def chances(one: Row, other: Row) -> str:
 
 def draw(study: Study, folder: str, lines: Mapping[str, Line]) -> None:
   """Draws differences to the best fixed method."""
-  picture = Figure(
-    figsize=(figure.WIDTH, figure.HEIGHT + figure.LINE * len(lines)), layout='constrained'
-  )
+  height = figure.HEIGHT + figure.LINE * len(lines) + figure.LEGEND
+  picture = Figure(figsize=(figure.WIDTH, height), layout='constrained')
   figure.draw_differences(picture.subplots(), lines, [*lines], lambda task: 'o')
-  picture.savefig(os.path.join(folder, f'{study.name}.png'), dpi=150)
+  figure.draw_legend(picture, lines.values())
+  picture.savefig(os.path.join(folder, f'{study.name}.png'), dpi=175)
 
 
 def quick(study: Study) -> None:

@@ -12,22 +12,14 @@ from glora_jax.vision.reports.page import PALETTES
 
 LIGHT = types.SimpleNamespace(**PALETTES['light'])
 FROZEN = '#d9d9d9'
-FOLDED = '#bfe2e2'
-TENSORS = {
-  'A': LIGHT.yellow,
-  'B': LIGHT.teal,
-  'C': LIGHT.purple,
-  'D': LIGHT.yellow,
-  'E': LIGHT.teal,
+TRAINED = '#bfe2e2'
+FORMS = {'vector': LIGHT.teal, 'LoRA': LIGHT.purple, '': LIGHT.paper}
+STRUCTURE = {  # an example
+  'layer 1': ('vector', '', '', '', 'vector'),
+  'layer 2': ('', 'LoRA', '', '', 'vector'),
+  'layer 3': ('LoRA', 'LoRA', '', '', ''),
 }
-FORMS = {
-  'A': ('none', 'constant', 'vector', 'LoRA'),
-  'B': ('none', 'constant', 'vector', 'LoRA'),
-  'C': ('none', 'vector', 'LoRA'),
-  'D': ('none', 'constant', 'vector'),
-  'E': ('none', 'constant', 'vector'),
-}
-SMALL, LARGE = 12, 14  # sizes of text
+SMALL, LARGE = 11, 12.5  # sizes of text
 
 
 def write(axis: Axes, x: float, y: float, text: str, size: float = SMALL, **options) -> None:
@@ -36,7 +28,7 @@ def write(axis: Axes, x: float, y: float, text: str, size: float = SMALL, **opti
 
 
 def box(axis: Axes, corner, width: float, height: float, color: str, label: str) -> None:
-  """A labelled box, by its lower left corner."""
+  """A labelled box; `corner` is its lower left."""
   outline = {'boxstyle': 'round,pad=0,rounding_size=0.06', 'edgecolor': LIGHT.ink}
   axis.add_patch(
     patches.FancyBboxPatch(corner, width, height, facecolor=color, linewidth=0.8, **outline)
@@ -47,7 +39,7 @@ def box(axis: Axes, corner, width: float, height: float, color: str, label: str)
 
 
 def bar(axis: Axes, corner, width: float, height: float, color: str) -> None:
-  """A bar, by its lower left corner."""
+  """A bar; `corner` is its lower left."""
   outline = {'edgecolor': LIGHT.ink, 'linewidth': 0.7}
   axis.add_patch(patches.Rectangle(corner, width, height, facecolor=color, **outline))
 
@@ -60,84 +52,93 @@ def arrow(axis: Axes, start, end) -> None:
 
 def draw_layer(axis: Axes) -> None:
   """The five tensors of a linear layer."""
-  box(axis, (1.5, 2.0), 1.6, 1.6, FROZEN, 'W\nfrozen')
-  box(axis, (4.0, 2.4), 0.8, 0.8, FROZEN, 'b\nfrozen')
+  box(axis, (1.6, 2.3), 1.5, 1.5, FROZEN, 'W\nfrozen')
+  box(axis, (3.8, 2.3), 1.1, 0.9, FROZEN, 'b\nfrozen')
   for name, purpose, corner in (
-    ('A', 'scales W', (0.1, 3.1)),
-    ('B', 'shifts W', (0.1, 1.9)),
-    ('C', 'prompt through W', (1.8, 0.75)),
-    ('D', 'scales b', (3.4, 3.9)),
-    ('E', 'shifts b', (4.6, 3.9)),
+    ('A', 'scales W', (0.1, 3.4)),
+    ('B', 'shifts W', (0.1, 2.1)),
+    ('C', 'prompt, through W', (1.95, 0.9)),
+    ('D', 'scales b', (3.25, 4.0)),
+    ('E', 'shifts b', (4.65, 4.0)),
   ):
-    box(axis, corner, 0.8, 0.55, TENSORS[name], name)
+    box(axis, corner, 0.8, 0.55, TRAINED, name)
     x, y = corner
-    write(axis, x + 0.4, y - 0.28, purpose)
-  arrow(axis, (0.95, 3.3), (1.45, 3.1))
-  arrow(axis, (0.95, 2.2), (1.45, 2.4))
-  arrow(axis, (2.2, 1.35), (2.2, 1.95))
-  arrow(axis, (3.9, 3.6), (4.2, 3.25))
-  arrow(axis, (4.95, 3.6), (4.65, 3.25))
-  write(axis, 2.6, -0.25, "W' = W + W * A + B     b' = b + b * D + E + C W", LARGE)
+    write(axis, x + 0.4, y - 0.33, purpose)
+  arrow(axis, (0.95, 3.6), (1.55, 3.35))
+  arrow(axis, (0.95, 2.4), (1.55, 2.7))
+  arrow(axis, (2.35, 1.5), (2.35, 2.25))
+  arrow(axis, (3.75, 3.6), (4.1, 3.25))
+  arrow(axis, (4.95, 3.6), (4.6, 3.25))
+  write(axis, 2.65, 0.0, "W' = W + W * A + B", LARGE)
+  write(axis, 2.65, -0.5, "b' = b + b * D + E + C W", LARGE)
 
 
 def draw_scores(axis: Axes) -> None:
   """Scores of units by parameter, in order, and where the budget ends."""
-  scores, colors = 2.9 * 0.88 ** np.arange(20), [*TENSORS.values()]
-  rng, chosen = np.random.default_rng(8), 9
+  scores, chosen = 2.9 * 0.88 ** np.arange(20), 9
+  forms = ['LoRA' if number in (1, 3, 4, 7) else 'vector' for number in range(chosen)]
   for number, score in enumerate(scores):
-    color = colors[rng.choice(len(colors), p=(0.15, 0.5, 0.05, 0.05, 0.25))]
-    bar(axis, (0.5 + 0.22 * number, 0.95), 0.17, score, color if number < chosen else LIGHT.paper)
-  edge = 0.475 + 0.22 * chosen
-  axis.plot([edge, edge], [0.7, 4.0], '--', color=LIGHT.ink, linewidth=1)
-  write(axis, edge + 0.1, 3.7, 'budget of parameters', ha='left')
-  arrow(axis, (0.35, 0.9), (0.35, 4.2))
-  write(axis, 0.15, 2.5, 'score', rotation=90, va='center', ha='right')
-  write(axis, 2.6, 0.35, 'layers and forms, best first')
-  write(axis, 2.6, -0.25, 'by one gradient, or by a search', LARGE)
+    color = FORMS[forms[number]] if number < chosen else LIGHT.paper
+    bar(axis, (0.5 + 0.24 * number, 1.15), 0.19, score, color)
+  edge = 0.475 + 0.24 * chosen
+  axis.plot([edge, edge], [0.95, 4.4], '--', color=LIGHT.ink, linewidth=1)
+  write(axis, edge + 0.12, 4.1, 'budget of parameters', ha='left')
+  for place, (form, text) in enumerate({'vector': 'a vector', 'LoRA': 'a rank of a LoRA'}.items()):
+    bar(axis, (edge + 0.15, 3.55 - 0.45 * place), 0.19, 0.25, FORMS[form])
+    write(axis, edge + 0.5, 3.55 - 0.45 * place, text, ha='left')
+  arrow(axis, (0.35, 1.1), (0.35, 4.4))
+  write(axis, 0.2, 2.7, 'score per parameter', rotation=90, va='center', ha='right')
+  write(axis, 2.8, 0.6, 'vectors and ranks of all layers, best first')
+  write(axis, 2.8, -0.25, 'one gradient gives all scores', LARGE)
 
 
 def draw_structure(axis: Axes) -> None:
   """The form of every tensor in every layer."""
-  rng = np.random.default_rng(3)
-  for column, (name, color) in enumerate(TENSORS.items()):
-    write(axis, 1.2 + 0.85 * column, 4.25, name, LARGE)
-    for row in range(3):
-      chosen = rng.integers(len(FORMS[name]))
-      for number in range(len(FORMS[name])):
-        corner = 0.92 + 0.85 * column + 0.15 * number, 3.35 - 1.1 * row
-        bar(axis, corner, 0.12, 0.6, color if number == chosen else LIGHT.paper)
-  for row in range(3):
-    write(axis, 0.7, 3.65 - 1.1 * row, f'layer {row + 1}', ha='right', va='center')
-  write(axis, 2.6, 0.35, 'each none, constant, vector or LoRA')
-  write(axis, 2.6, -0.25, 'only these and the head are trained', LARGE)
+  for column, name in enumerate('ABCDE'):
+    write(axis, 1.3 + 0.97 * column, 4.2, name, LARGE)
+  for row, (layer, forms) in enumerate(STRUCTURE.items()):
+    write(axis, 0.65, 3.6 - 0.85 * row, layer, ha='right', va='center')
+    for column, form in enumerate(forms):
+      corner = 0.85 + 0.97 * column, 3.3 - 0.85 * row
+      box(axis, corner, 0.9, 0.6, FORMS[form], form)
+  write(axis, 2.8, 0.6, 'each none, constant, vector or LoRA')
+  write(axis, 2.8, -0.25, 'only these and the head are trained', LARGE)
 
 
 def draw_fold(axis: Axes) -> None:
   """The structure inside the base weights."""
-  box(axis, (0.7, 2.0), 1.6, 1.6, FROZEN, 'W')
-  for number, (name, color) in enumerate(TENSORS.items()):
-    box(axis, (0.6 + 0.36 * number, 3.8), 0.3, 0.4, color, name)
-  arrow(axis, (2.45, 2.8), (3.15, 2.8))
-  box(axis, (3.3, 2.0), 1.6, 1.6, FOLDED, "W'")
-  write(axis, 2.8, 1.35, 'same class, same size, same speed')
+  for x, color, ending, text in (
+    (0.3, FROZEN, '', 'the base'),
+    (3.5, TRAINED, "'", 'the folded model'),
+  ):
+    box(axis, (x, 1.9), 1.2, 1.2, color, f'W{ending}')
+    box(axis, (x + 1.3, 1.9), 0.5, 1.2, color, f'b{ending}')
+    write(axis, x + 0.9, 1.45, text)
+  for number, name in enumerate('ABCDE'):
+    box(axis, (0.2 + 0.42 * number, 3.7), 0.36, 0.55, TRAINED, name)
+  write(axis, 1.2, 3.25, '+', LARGE)
+  arrow(axis, (2.35, 2.5), (3.35, 2.5))
+  write(axis, 2.8, 0.6, 'same class, same size, same speed')
   write(axis, 2.8, -0.25, 'params = adapted.fold(variables)', LARGE)
 
 
 def main() -> None:
   """Draws the four steps, two in a line."""
-  figure = Figure(figsize=(10, 6.6), layout='constrained')
+  figure = Figure(figsize=(8.4, 6.4), layout='constrained')
   drawings = {
-    '1  Five small tensors for each linear layer': draw_layer,
-    '2  What is worth training?': draw_scores,
-    '3  Train a structure: a form for each tensor': draw_structure,
-    '4  Fold: the plain model, with new weights': draw_fold,
+    '1  Adapt each linear layer': draw_layer,
+    '2  Score, and fill a budget': draw_scores,
+    '3  Train the chosen structure': draw_structure,
+    '4  Fold into the weights': draw_fold,
   }
   for axis, (title, draw) in zip(figure.subplots(2, 2).flat, drawings.items(), strict=True):
-    axis.set(xlim=(-0.3, 5.6), ylim=(-0.6, 4.7))
+    axis.set(xlim=(-0.3, 5.7), ylim=(-0.7, 4.8))
     axis.axis('off')
-    axis.set_title(title, loc='left', fontsize=LARGE, fontweight='bold', color=LIGHT.ink)
+    axis.set_title(title, loc='left', fontsize=LARGE + 1, fontweight='bold', color=LIGHT.ink)
     draw(axis)
-  figure.savefig(pathlib.Path(__file__).with_suffix('.png'), dpi=140)
+  figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+  figure.supxlabel('Schematic: scores and structure are made up.', fontsize=SMALL, color=LIGHT.dim)
+  figure.savefig(pathlib.Path(__file__).with_suffix('.png'), dpi=170)
 
 
 if __name__ == '__main__':
