@@ -140,8 +140,6 @@ PUBLIC = public_names()
 
 # Pages that still have some of them.
 NOT_YET = [
-  'CHANGELOG.md',
-  'SECURITY.md',
   'docs/design/differences.md',
   'docs/howto/keras.md',
   'docs/howto/language_model.md',
@@ -153,7 +151,6 @@ NOT_YET = [
   'docs/howto/vtab.md',
   'docs/reference/commands.md',
   'docs/reference/files.md',
-  'docs/start.md',
   'glora_jax/vision/data/splits.py',
   'glora_jax/vision/models/peft.py',
   'glora_jax/vision/models/weights.py',
