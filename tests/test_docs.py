@@ -1,5 +1,6 @@
 """README and documentation: their files, links and names are there, and the lines of README run."""
 
+import ast
 import importlib.util
 import re
 
@@ -64,3 +65,16 @@ def test_the_reference_has_the_public_names_of_the_library_and_no_others():
   for name in modules:
     public += [f'{name}.{member}' for member in getattr(glora_jax, name).__all__]
   assert sorted(public) == sorted(name for name in names if not name.startswith('vision.'))
+
+
+def test_a_message_in_a_heading_of_troubleshooting_is_one_of_the_code():
+  """An ellipsis stands for a value."""
+  sources = [path.read_text() for path in (ROOT / 'glora_jax').rglob('*.py')]
+  nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+  constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+  texts = '\n'.join(text for text in constants if isinstance(text, str))
+  page = (ROOT / 'docs' / 'howto' / 'troubleshooting.md').read_text()
+  messages = re.findall(r'^###.*`(.+)`', page, re.MULTILINE)
+  parts = [part.strip() for message in messages for part in message.split('…')]
+  assert len(messages) > 40
+  assert not [part for part in parts if part not in texts]
