@@ -259,7 +259,7 @@ def check_path(path: Any) -> str:
 
 
 def printable(text: str | os.PathLike) -> str:
-  r"""A path or name with escapes for line breaks, terminal commands, and what is not UTF-8.
+  r"""A path or name with escapes for line breaks, terminal commands, and bytes that are not UTF-8.
 
   Example:
     >>> print(printable('über\n.png'))
@@ -282,6 +282,6 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _without_middle(name: str) -> str:
-  """A name without its middle if it is long; the end of a path says more than its beginning."""
+  """A name without its middle if it is long; its end is the more telling."""
   half = _LONGEST_SHOWN // 2
   return name if len(name) <= _LONGEST_SHOWN else f'{name[:half]}...{name[-half:]}'

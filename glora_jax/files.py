@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[str]:
-  """A block that writes a file, whole or not at all, to a temporary path next to it.
+  """A block that writes a file atomically, to a temporary path next to it.
 
   At the end of the block the temporary file replaces the old one. If the process is killed before,
   the old file is unchanged, and the temporary one is left, with the suffix `PARTIAL`.
@@ -105,7 +105,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def write_bytes(path: Path, content: bytes | bytearray) -> None:
-  """Writes a file, whole or not at all.
+  """Writes a file atomically.
 
   Raises:
     OSError: it cannot be written there.
@@ -115,7 +115,7 @@ def write_bytes(path: Path, content: bytes | bytearray) -> None:
 
 
 def write_json(path: Path, content: Any, kind: str | None = None) -> None:
-  """Writes a JSON file, whole or not at all.
+  """Writes a JSON file atomically.
 
   Args:
     path: path of the file.
@@ -137,7 +137,7 @@ def with_nulls(content: Any) -> Any:
     >>> with_nulls({'loss': float('nan'), 'accuracy': 0.5})
     {'loss': None, 'accuracy': 0.5}
   """
-  # What `dumps` writes as NaN or Infinity, `loads` gives to this function.
+  # `loads` calls this function for NaN and Infinity, which `dumps` can write.
   return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 
@@ -197,7 +197,7 @@ def load_json(path: Path, remedy: str) -> Any:
 
 
 def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
-  """The error that says that a file is damaged.
+  """Returns the error for a damaged file.
 
   Args:
     path: path of the file.
@@ -209,7 +209,7 @@ def damaged(path: Path, reason: object, remedy: str = AGAIN) -> UserError:
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
-  """Says of what is wrong with the content of a file, in the block, that the file is damaged.
+  """Turns errors about the content of a file, in the block, into the error of a damaged file.
 
   Raises:
     UserError: see `damaged`.
@@ -238,7 +238,7 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
 
   Args:
     path: path of the file.
-    stamp: what it has under `STAMP`; None if nothing.
+    stamp: its value of `STAMP`; None if it has none.
     kind: kind that it must be of.
     remedy: what to do if it is another file.
 
@@ -262,7 +262,7 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-  """Writes a safetensors file, whole or not at all; its content is first put together in memory.
+  """Writes a safetensors file atomically; its content is first assembled in memory.
 
   Args:
     path: path of the file.
@@ -306,7 +306,7 @@ def require_numbers(where: str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict[str, Any]) -> None:
-  """Writes a safetensors file of this project, whole or not at all.
+  """Writes a safetensors file of this project atomically.
 
   All metadata is one JSON string, since safetensors writes several in any order. So equal content
   gives equal bytes.

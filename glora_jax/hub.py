@@ -57,7 +57,7 @@ def parse(name: str) -> HubName:
   HubName(repository='google/vit-base-patch16-224', revision='refs/pr/1')
   """
   match = _NAME.fullmatch(name)
-  if not match or '..' in name or '--' in match.group(1):  # the hub itself refuses these
+  if not match or '..' in name or '--' in match.group(1):  # the hub itself rejects these
     raise ValueError(
       f'{shown(name)} is not a name on the Hugging Face hub; expected {PREFIX}owner/name or '
       f'{PREFIX}owner/name@revision.'
@@ -86,8 +86,8 @@ def snapshot(name: str, files: Sequence[str]) -> str:
 
   Args:
     name: `hf:owner/name` or `hf:owner/name@revision`.
-    files: a safetensors file, which the repository must have, whole or in parts; and files that it
-      may have.
+    files: a safetensors file, which the repository must have, as one file or in parts; and files
+      that it may have.
 
   Returns:
     Path of the folder, whose name is a commit.

@@ -1,4 +1,4 @@
-"""The command that runs what a config describes.
+"""The command that runs a config.
 
   python -m glora_jax.main --config configs/quickstart.py
   python -m glora_jax.main --config configs/quickstart.py --workdir DIR --config.FIELD=VALUE
@@ -55,7 +55,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-# What imports JAX is imported by functions, so that a wrong command line is reported at once.
+# Modules that need JAX are imported in functions, so that a wrong command line is reported at once.
 if TYPE_CHECKING:
   from glora_jax.vision.runs.settings import RunSettings
   from glora_jax.vision.runs.workdir import Stop
@@ -153,7 +153,7 @@ def _main_with_flags(argv: Sequence[str]) -> None:
 
 
 def main(config: ml_collections.ConfigDict) -> None:
-  """Runs what the config describes, and prints a summary."""
+  """Runs the config, and prints a summary."""
   from glora_jax.vision.runs.config import check_config
 
   settings = check_config(config)
@@ -294,7 +294,7 @@ def load_config(value: str) -> ml_collections.ConfigDict:
 
 
 def _blame(error: BaseException, path: str) -> str:
-  """A sentence about what a config file raised: its author's mistake, with the line."""
+  """A sentence about an error in a config file: its author's mistake, with the line."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == path]
   if lines and (isinstance(error, ValueError) or is_mistake(error)):
@@ -391,15 +391,15 @@ def _configure_logging() -> None:
   if DEBUG.value:
     return
   # An error in one of orbax's threads, a full disk for instance, reaches us as an exception and
-  # becomes the sentence. The other threads fail for the same reason, but nothing catches what they
-  # raise: Python would print it through this hook, absl and asyncio through their loggers.
+  # becomes the sentence. The other threads fail for the same reason, but nothing catches their
+  # errors: Python would print it through this hook, absl and asyncio through their loggers.
   sys.unraisablehook = lambda _: None
   for library in ('absl', 'asyncio'):
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _help() -> str:
-  """What the command does, and its flags."""
+  """The help of the command and its flags."""
   return (__doc__ or '') + flags.FLAGS.module_help(sys.modules[__name__])
 
 

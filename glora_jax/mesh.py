@@ -6,12 +6,11 @@ Training splits a batch over all of them. A search splits a population's structu
 and images over the columns, so that scores cross hosts once, at the end. A third axis, 'fsdp', may
 split the columns: images are split over it, too, and sharded frozen weights only over it.
 
-Images that stay on a TPU need a layout of their own. A TPU stores arrays in rows of 128 numbers. It
-would make n the last axis of images [n, height, width, 3], since 3 fills only 3 of the 128. Then
-every program that gathers a batch would first copy all images, to have n first. `image_by_image`
-stores one image after the other, each channel by channel, and no copy is needed. If a line of an
-image fills less than half of a row, this layout would need more memory than the copy, and is not
-used.
+Images that stay on a TPU need another layout. A TPU stores arrays in rows of 128 numbers. It would
+make n the last axis of images [n, height, width, 3], since 3 fills only 3 of the 128. Then every
+program that gathers a batch would first copy all images, to have n first. `image_by_image` stores
+one image after the other, each channel by channel, and no copy is needed. If a line of an image
+fills less than half of a row, this layout would need more memory than the copy, and is not used.
 """
 
 from __future__ import annotations
@@ -166,7 +165,7 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
 def split_rows(mesh: Mesh | None, tree: Any) -> Any:
   """A tree with every array split over all devices along its first axis; scalars are unchanged.
 
-  Arrays that are on the mesh stay as they are. Without a mesh the tree is unchanged.
+  Arrays that are on the mesh stay unchanged. Without a mesh the tree is unchanged.
 
   Raises:
     ValueError: an array does not split evenly.
@@ -248,7 +247,7 @@ def from_hosts(mesh: Mesh, local: np.ndarray, axis: int = 0) -> jax.Array:
 def hold(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
   """A tree whose arrays are kept on the devices, replicated, images `image_by_image`.
 
-  Without a mesh, arrays that are not committed to one of several devices stay as they are.
+  Without a mesh, arrays that are not committed to one of several devices stay unchanged.
 
   Args:
     mesh: the devices; None for one.

@@ -455,7 +455,7 @@ def _as_pytree(name: str, outputs: Any) -> Any:
 
 
 def _fields_of(outputs: Any) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
-  """The fields of a ModelOutput that are not None, as JAX wants them."""
+  """The fields of a ModelOutput that are not None, as JAX needs them."""
   return [(jax.tree_util.GetAttrKey(name), outputs[name]) for name in outputs], tuple(outputs)
 
 

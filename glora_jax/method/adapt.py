@@ -226,7 +226,7 @@ def _log_heads(
   sites: Sequence[Site],
   outputs: Sequence[KeyPath],
 ) -> None:
-  """Logs the heads; warns if the output layer is none, and raises if `heads` match nothing."""
+  """Logs the heads; warns if the output layer is not one, and raises if `heads` match nothing."""
   name = name_of(adapted.model)
   is_default = isinstance(selector, str) and selector == DEFAULT_HEADS
   if not is_default and not heads.modules:
@@ -403,5 +403,5 @@ class Function:
     self.__name__ = getattr(function, '__name__', type(function).__name__)
 
   def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What the function returns with the variables' parameters."""
+    """Calls the function with the variables' parameters."""
     return self.function(variables['params'], *args, **kwargs)

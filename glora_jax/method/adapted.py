@@ -49,10 +49,10 @@ class Call(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-  """Where in a model its adapted layers, its heads and its other parameters are.
+  """Paths in a model of its adapted layers, its heads and its other parameters.
 
   Attributes:
-    groups: the adapted layers, and where in the model they are.
+    groups: the adapted layers, and their paths in the model.
     head_paths: paths of the parameters that are trained in full.
     param_shapes: ShapeDtypeStruct of every parameter of the model, by path.
     uncovered: paths of the matrices that are not adapted, and why; see `Adapted.coverage`.
@@ -403,7 +403,7 @@ def run(
     dropout: of the inputs of B's LoRAs; see `Forward.dropping_inputs`.
 
   Returns:
-    What the model's `apply` returns.
+    The result of the model's `apply`.
   """
   model, places = adapted.model, adapted.places
   params, adapter = variables['params'], variables[COLLECTION]
@@ -433,7 +433,7 @@ def fold_params(adapted: Adapted, variables: Mapping[str, Any], genome: jax.Arra
 
 
 def call_model(adapted: Adapted, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-  """What `model.apply` returns without an adapter; sharded weights are gathered layer by layer.
+  """Runs the model without an adapter; sharded weights are all-gathered layer by layer.
 
   Args:
     adapted: the adapted model.

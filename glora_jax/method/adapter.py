@@ -1,9 +1,9 @@
 """The adapter of a layer: the arrays that it stores and trains, all described by one table.
 
 Each of the tensors A, B, C, D, E has one of several forms, and a form is made of one or two arrays.
-`ADAPTER` says which form of which tensor an array belongs to, and what its axes are. Shapes,
-initial values, the names of sharded axes, the slices of fused layers and the numbers that a form
-reads all follow from it.
+`ADAPTER` names the tensor and the form that an array belongs to, and its axes. Shapes, initial
+values, the names of sharded axes, the slices of fused layers and the numbers that a form reads all
+follow from it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
   Attributes:
     tensor: the tensor of the equation that it belongs to.
     form: the form of that tensor that it stores; a LoRA has two arrays, 'down' and 'up'.
-    axes: what its axes are; 'one' is an axis of size one.
+    axes: names of its axes; 'one' is an axis of size one.
     drawn: whether it starts Xavier-uniform. Every form has an array that starts at zero, so that
       every structure starts as the base layer.
     within: the part of another array that stores it if the forms of a tensor share storage (weight
@@ -125,8 +125,7 @@ def adapter_shapes(
     bias: whether the layer has a bias; without one there is no C, D or E.
     shared: False stores constants and vectors separately: `A_constant` [1],
       `A_vector` [out], `C_vector` [in], ...
-    rows: number of a table's chosen rows, which store only what is added to them; 0 for any other
-      layer.
+    rows: number of a table's chosen rows, which store only their change; 0 for any other layer.
 
   Example:
     >>> shapes = adapter_shapes(in_features=3, out_features=2, ranks=(1,))

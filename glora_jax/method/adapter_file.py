@@ -52,7 +52,7 @@ _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or
 
 
 class _Row(TypedDict):
-  """A layer: its sizes, and where its parameters are in the model.
+  """A layer: its sizes, and the paths of its parameters in the model.
 
   These are the path of the kernel, the kernel's axes and the index in the stack; of fused layers,
   those of each. A layer is identified by them, and not by its row. A table whose rows are chosen
@@ -360,8 +360,8 @@ def unpack(
     stored: the arrays that the model's adapter stores, or their shapes.
 
   Returns:
-    (genome, adapter, others): an adapter like `stored`, zero in what the structure does not read;
-    and the file's other collections, with the heads among `params`.
+    (genome, adapter, others): an adapter like `stored`, zero in arrays that the structure does not
+    read; and the file's other collections, with the heads among `params`.
 
   Raises:
     ValueError: the file is damaged, or the space lacks its structure.

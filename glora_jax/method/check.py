@@ -33,10 +33,10 @@ class CheckRow:
   """One check.
 
   Attributes:
-    name: what must hold.
+    name: the property that must hold.
     measured: how far it is from holding; 0 is exact.
     tolerance: the largest `measured` that passes.
-    note: what was measured, and which arrays fail.
+    note: the measured value, and the arrays that fail.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""Tables of what is adapted in a model, and why other matrices are not."""
+"""Tables of the adapted matrices in a model, and why others are not adapted."""
 
 from __future__ import annotations
 

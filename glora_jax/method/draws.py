@@ -163,7 +163,7 @@ def shrink(
   budget = require_feasible(spec, budget)
   if budget is None:
     return genomes
-  # From here on a gene is one tensor of one layer.
+  # From here on an entry is one tensor of one layer.
   codes = genomes.reshape(len(genomes), -1)  # a view: writing to it changes the genomes
   costs_of_codes = spec.cost_table.reshape(codes.shape[1], -1)
   choices = spec._choices_table.astype(np.int64).reshape(codes.shape[1], -1)
@@ -171,15 +171,15 @@ def shrink(
   # The last code fills up a row of the table; a repeated code must not be drawn more often.
   exists = np.arange(choices.shape[1]) < spec._num_choices.reshape(-1, 1)
 
-  genes = np.arange(codes.shape[1])
-  costs = costs_of_codes[genes, codes]
+  entries = np.arange(codes.shape[1])
+  costs = costs_of_codes[entries, codes]
   while len(over := np.flatnonzero(costs.sum(1) > budget)):
     can_get_cheaper = costs[over] > choice_costs.min(1)
-    gene = (rng.random((len(over), len(genes))) * can_get_cheaper).argmax(1)
-    cheaper = (choice_costs[gene] < costs[over, gene, None]) & exists[gene]
+    entry = (rng.random((len(over), len(entries))) * can_get_cheaper).argmax(1)
+    cheaper = (choice_costs[entry] < costs[over, entry, None]) & exists[entry]
     choice = (rng.random(cheaper.shape) * cheaper).argmax(1)
-    codes[over, gene] = choices[gene, choice]
-    costs[over, gene] = choice_costs[gene, choice]
+    codes[over, entry] = choices[entry, choice]
+    costs[over, entry] = choice_costs[entry, choice]
   return genomes
 
 

@@ -23,7 +23,7 @@ from glora_jax.tree import replace
 )
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-  """What a call drops; a pytree, so that scans and `vmap` accept it.
+  """The dropout of a call; a pytree, so that scans and `vmap` accept it.
 
   Attributes:
     key: random key, or an array of keys: one for each layer of a stack, or each path of a batch.
@@ -71,7 +71,7 @@ def drop_components(dropout: Dropout, adapter: Any, groups: Sequence[Group], gen
   are unchanged, even a vector that shares the storage of an up factor.
 
   Args:
-    dropout: what a layer drops depends only on the key and the layer's row.
+    dropout: a layer's dropout depends only on the key and the layer's row.
     adapter: the `glora` collection.
     groups: the adapted layers.
     genome: int [layer, 5]; may be traced.

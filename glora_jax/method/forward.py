@@ -143,7 +143,7 @@ class Forward:
 
 
 def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
-  """Splits what a loss returned into the loss and its metrics.
+  """Splits the result of a loss function into the loss and its metrics.
 
   Raises:
     TypeError: the metrics are not a dictionary.

@@ -201,12 +201,12 @@ def forms_at(spec: Spec, choice: np.ndarray) -> np.ndarray:
 
 
 def num_shifts(spec: Spec) -> np.ndarray:
-  """Number of pairs of choices for C and E of which at most one is not none, int64 [layer]."""
+  """Number of pairs of choices for C and E with at most one that is not none, int64 [layer]."""
   return spec._num_choices[:, C] + spec._num_choices[:, E] - 1
 
 
 def redraw_shifts(spec: Spec, places: Any, shifts: Any) -> Any:
-  """Replaces C and E of layers that got both by what is drawn uniformly among the allowed pairs.
+  """Replaces C and E of layers that got both by a pair drawn uniformly among those allowed.
 
   Pairs that are drawn uniformly and replaced if not allowed are uniform over the allowed ones.
 

@@ -13,7 +13,8 @@ and `by_member` slices them. Other arrays are common to all members.
 
 A LoRA of rank r stores those of lower ranks in its first columns. So the arrays of a fixed
 structure are cut to the largest rank that it reads in each group, and those that it does not read
-may be missing. All functions accept arrays of any rank, and mask what a genome does not use.
+may be missing. All functions accept arrays of any rank, and mask the forms that a genome does not
+use.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class Group:
     arrays = dict(adapter)
     if self.space.scale != 1 and 'B_down' in arrays:  # B's constant and vector share only B_up
       arrays['B_down'] = arrays['B_down'] * self.space.scale
-    if self.ids and 'B_up' in arrays:  # the slots of a pool have ids of their own
+    if self.ids and 'B_up' in arrays:  # the slots of a pool have separate ids
       arrays.setdefault('B_ids', jnp.broadcast_to(np.array(self.ids), arrays['B_up'].shape[:-1]))
     if len(self.members) == 1:
       yield self.members[0], arrays
@@ -257,7 +258,7 @@ def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[st
 def fuse(
   sites: Sequence[Site], ties: Sequence[Sequence[str]], choices: Mapping[str, Any]
 ) -> list[tuple[Site, ...]]:
-  """The members of each group: one site, or the fused ones, in the place of the earliest.
+  """The members of each group: one site, or the fused ones, at the position of the earliest.
 
   Args:
     sites: the linear modules, in order.
@@ -325,7 +326,7 @@ def _fused(
 def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
   """The groups with their rows renumbered from 0, in execution order.
 
-  A fused layer has the place of the member that runs first.
+  A fused layer has the position of the member that runs first.
   """
   earliest = [
     [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
@@ -440,7 +441,7 @@ def check_adapter(
 
   Raises:
     ValueError: the adapter is of other layers or of another space, or of a structure with fewer
-      forms or lower ranks; the message names what differs, or the layer.
+      forms or lower ranks; the message names the difference, or the layer.
   """
   stored = by_name(flatten(adapter))
   expected, too_low = {}, []

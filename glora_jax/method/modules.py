@@ -1,15 +1,15 @@
 """Runs a Linen model by its modules: finds its linear layers, and calls them with their adapter.
 
 Discovery. The model, unmodified, is traced once, so nothing is computed. In that trace every
-parameter is in a `Box` that knows its path. Flax's lifted transforms (`nn.scan`, `nn.vmap`) tell
-such a box each axis that they remove, so the modules that are called show where the stacks of
-layers are and in which order they run; nothing is guessed from shapes. The program of the trace
-shows what no module knows: whether a kernel is also used outside of its module's call, which other
+parameter is in a `Box` that knows its path. Flax's lifted transforms (`nn.scan`, `nn.vmap`) inform
+a box of each axis that they remove. So the modules that are called show the stacks of layers and
+the order in which they run, and nothing is guessed from shapes. The program of the trace shows
+facts that no module knows: whether a kernel is also used outside of its module's call, which other
 matrices there are, and which layers produce the outputs.
 
-A call. `graft` puts a layer's adapter into the params, beside its kernel, so that lifted transforms
-slice both alike. `intercept` finds it there when the module is called. So only one merged kernel is
-alive at a time.
+A call. `graft` puts a layer's adapter into the params, next to its kernel, so that lifted
+transforms slice both alike. `intercept` finds it there when the module is called. So only one
+merged kernel is alive at a time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import KeyPath, map_with_path, replace
 
 log = logging.getLogger(__name__)
-_KEY = '_glora'  # name among a linear module's params of what lies beside its kernel
+_KEY = '_glora'  # name of the arrays next to the kernel among a linear module's params
 
 
 def discover(
@@ -172,16 +172,17 @@ class _Recorder:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box(nn.meta.AxisMetadata[Any]):
-  """A box around a parameter, which Flax tells of each axis that it removes.
+  """A box around a parameter; Flax informs it of each axis that it removes.
 
   A model may also read a parameter out of its variables, without `self.param`, to tie it to
   something. So a box stands in for its array (`box @ x`, `box.T`, `box[0]`), and records that it
-  was read: a kernel that others read cannot be merged in its module alone. What a box cannot do,
-  as arithmetic (`box + 1`), ends this trace, and `discover` goes by the program alone.
+  was read: a kernel that others read cannot be merged in its module alone. An operation that a box
+  does not have, as arithmetic (`box + 1`), ends this trace, and `discover` goes by the program
+  alone.
 
   Attributes:
     value: the parameter, or the box that the model put around it.
-    recorder: what all boxes of a discovery share.
+    recorder: the state that all boxes of a discovery share.
     path: path of the parameter.
     full: shape and type of the parameter with all of its axes.
     removed: its axes that lifted transforms removed, outermost first.
@@ -244,7 +245,7 @@ class Box(nn.meta.AxisMetadata[Any]):
 
 
 def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
-  """What was found by use, with the layers as their modules describe them."""
+  """The layers found by use, as their modules describe them."""
   by_use = {site.kernel_path: site for site in found.sites}
   convolutions: list[KeyPath] = []  # none of them is adapted
   rows, numbers = collections.defaultdict(list), itertools.count()
@@ -265,9 +266,9 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     if site.is_convolution and not convs:
       convolutions.append(path)  # the program may multiply matrices, as patch embeddings do
       continue
-    # An adapter can lie beside a kernel only if nothing but the module's product uses the kernel.
-    # What changes it on its way (`nn.map_variables`: a mask, a factor, a type) would also change
-    # the adapter, and a sum of squares over all parameters would also add up the adapter.
+    # An adapter can be next to a kernel only if the module's product alone uses the kernel. A
+    # change on its way (`nn.map_variables`: a mask, a factor, a type) would also change the
+    # adapter, and a sum of squares over all parameters would also add up the adapter.
     use = by_use.get(path)
     shared = site.shared or path[:-1] in recorder.shared or use is None or use.shared
     if use is not None:
@@ -297,7 +298,7 @@ def graft(
   genome: jax.Array,
   fixed: np.ndarray | None = None,
 ) -> Any:
-  """Params with the adapter and the forms beside the kernels, stacked as these are.
+  """Params with the adapter and the forms next to the kernels, stacked in the same way.
 
   They go into `params` itself, since a third-party `nn.scan` may pass on no other collection. What
   the model also reads outside of its modules' calls is folded at once. So are biases: on CPU a step
@@ -327,7 +328,7 @@ def graft(
 
 
 def intercept(next_function, args, kwargs, context) -> Any:
-  """Interceptor of module calls: runs a linear module by what lies beside its kernel, if any."""
+  """Interceptor of module calls: runs a linear module with the arrays next to its kernel."""
   module = context.module
   if context.method_name != '__call__' or not isinstance(module, LINEAR_MODULES):
     return next_function(*args, **kwargs)
@@ -342,7 +343,7 @@ def intercept(next_function, args, kwargs, context) -> Any:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=('arrays',), meta_fields=('run',))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Beside:
-  """Arrays beside a kernel in the params, and what its module does with them.
+  """Arrays next to a kernel in the params, and how its module uses them.
 
   That `run` is a part of the tree's structure is surprising, and needed: a class under `nn.jit`
   reuses the trace of any earlier call whose params have the same structure, also of another
@@ -352,8 +353,8 @@ class Beside:
 
   Attributes:
     arrays: arrays by name, each with as many dimensions as the kernel: a lifted transform removes
-      its axis from every leaf beside the kernel.
-    run: returns what the module returns; hashable, and equal if it does the same.
+      its axis from every leaf next to the kernel.
+    run: returns the module's result; hashable, and equal if it does the same.
   """
 
   arrays: Mapping[str, jax.Array]
@@ -363,13 +364,13 @@ class Beside:
 def put_beside(
   params: Any, site: Site, arrays: Mapping[str, Any], run: Callable[[ModuleCall], Any]
 ) -> Any:
-  """Params with arrays beside a kernel, where `intercept` finds them.
+  """Params with arrays next to a kernel, where `intercept` finds them.
 
   Args:
     params: parameters of the model.
     site: the module.
     arrays: arrays by name, with the site's stack axes first.
-    run: what the module does with them; see `Beside`.
+    run: how the module uses them; see `Beside`.
   """
   stack, ndim = site.layout.stack[: len(site.lifts)], len(site.kernel_shape)
   placed = {name: align_stack(value, stack, ndim) for name, value in arrays.items()}
@@ -377,12 +378,12 @@ def put_beside(
 
 
 class ModuleCall(NamedTuple):
-  """A call of a linear module beside whose kernel something lies.
+  """A call of a linear module with arrays next to its kernel.
 
   Attributes:
     module: the module.
     params: its own parameters.
-    arrays: what lies beside its kernel, by name.
+    arrays: the arrays next to its kernel, by name.
     function: the call itself, as an interceptor gets it.
     args: arguments of its call.
     kwargs: further arguments of its call.
@@ -396,7 +397,7 @@ class ModuleCall(NamedTuple):
   kwargs: Mapping[str, Any]
 
   def with_params(self, **changed: Any) -> Any:
-    """What the module returns with some of its parameters changed.
+    """Calls the module with some of its parameters changed.
 
     For the time of the call the parameters are changed in the module's own scope, behind Flax's
     back. A copy of the module would not do: a subclass may have other collections and random
@@ -414,7 +415,7 @@ class ModuleCall(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _RunAdapted:
-  """Runs a linear module with the adapter beside its kernel.
+  """Runs a linear module with the adapter next to its kernel.
 
   Attributes:
     layout: layout of the kernel that the module sees.

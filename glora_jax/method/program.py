@@ -1,8 +1,8 @@
-"""Runs a model's program with adapted kernels: each is merged where the program uses it.
+"""Runs a model's program with adapted kernels: each is merged at its use.
 
 A function of parameters and inputs is traced, and its jaxpr is evaluated equation by equation, as
-`jax.core.eval_jaxpr` does. In the place of an adapted kernel there is a `Deferred`. An equation
-does one of three things with it:
+`jax.core.eval_jaxpr` does. Instead of an adapted kernel there is a `Deferred`. An equation does one
+of three things with it:
 
     it moves the kernel    casts, transposes, reshapes, slices of a stack: the result is `Deferred`
     it has a program       calls, scans, loops, branches, checkpoints: the program is run the same
@@ -12,8 +12,8 @@ does one of three things with it:
 So only one merged kernel is alive at a time, and a product needs none at all.
 
 Two more kinds of arrays go the same way, adapted or not. Sharded weights (`glora_jax.shard`) are
-all-gathered where they are used, a layer at a time, and again on the way back. A compiler that only
-knows their sharding would rather send activations, and all-gather all images on every device.
+all-gathered where they are used, a layer at a time, and again in the backward pass. A compiler that
+only knows their sharding would rather send activations, and all-gather all images on every device.
 Quantized arrays are dequantized where they are used.
 """
 
@@ -60,7 +60,7 @@ def call(
     params: tree of weights.
     inputs: any tree. If a loop goes over them, weights are gathered in it and not before it.
     mesh: devices that the weights are sharded over; None if they are replicated.
-    defer: puts `Deferred` in the place of weights; None for none.
+    defer: puts `Deferred` instead of weights; None for none.
     shard_gradients: whether gradients by sharded weights are sharded, too: needed if those of all
       layers are in memory at once.
   """
@@ -95,20 +95,20 @@ def _barrier_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _defer_matrix(leaf: Any) -> Any:
-  """A weight that may be sharded, deferred; anything else as it is."""
+  """A weight that may be sharded, deferred; anything else unchanged."""
   is_weight = is_array(leaf) and not is_deferred(leaf) and leaf.ndim >= 2
   return Deferred.unadapted(leaf, leaf.dtype) if is_weight else leaf
 
 
 def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = None) -> Any:
-  """What a function of weights returns, some of which are `Deferred`."""
+  """Calls a function of weights, some of which are `Deferred`."""
   deferred, rebuild_params = arrays_of(params, is_deferred)
   if not deferred:
     return function(params)
 
   # `make_jaxpr` needs a function that returns arrays alone, but a model may return anything beside
-  # them (NNX modules, strings). So the function is traced for its arrays, and the rest of what it
-  # returned is kept from the trace, as what puts arrays back into it.
+  # them (NNX modules, strings). So the function is traced for its arrays, and the rest of its
+  # result is kept from the trace, as a function that puts arrays back into it.
   rebuild_result: Callable[[Sequence[Any]], Any] = list
 
   def arrays_alone(arrays: Sequence[Any]) -> list[Any]:
@@ -118,8 +118,9 @@ def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = No
 
   shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in deferred]
   program = jax.make_jaxpr(arrays_alone)(shapes)
-  # A model may also return the weights that it got, as NNX's calls do within a scan: without what
-  # nobody uses, they are not merged for it (tests/method/test_program.py, `handed_on`).
+  # A model may also return the weights that it got, as NNX's calls do within a scan: unused results
+  # are removed, so that the weights are not merged for them (tests/method/test_program.py,
+  # `handed_on`).
   used, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
   return rebuild_result(_Interpreter(gather).arrays(program.replace(jaxpr=used), deferred))
 
@@ -127,7 +128,7 @@ def _run(function: Callable[[Any], Any], params: Any, gather: Gather | None = No
 def arrays_of(
   tree: Any, belongs: Callable[[Any], bool] = is_array
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-  """The arrays of a tree, or other leaves, and what puts others in their places."""
+  """The arrays of a tree, or other leaves, and a function that replaces them."""
   leaves, structure = jax.tree.flatten(tree, is_leaf=is_deferred)
   places = [place for place, leaf in enumerate(leaves) if belongs(leaf)]
 
@@ -149,11 +150,11 @@ class _Interpreter:
     self._gather = gather
 
   def arrays(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-    """What a program returns, as arrays."""
+    """Runs a program, and returns arrays."""
     return list(map(self._merge, self._run(program, operands)))
 
   def _run(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-    """What a program returns; a kernel that it only hands on stays deferred."""
+    """Runs a program; a kernel that it returns unused stays deferred."""
     consts: Sequence[Any] = ()
     if isinstance(program, core.ClosedJaxpr):
       program, consts = program.jaxpr, program.consts
@@ -189,7 +190,7 @@ class _Interpreter:
     def use(*values: Any) -> Sequence[Any]:
       return _evaluate_arrays(equation, list(map(self._merge, values)))
 
-    # What was gathered or dequantized is not kept for the way back, but made again.
+    # Gathered and dequantized arrays are not kept for the backward pass, but made again.
     is_kept = self._gather is None and not has_quantized(values)
     return use(*values) if is_kept else jax.checkpoint(use)(*values)
 
@@ -213,16 +214,16 @@ class _Interpreter:
     return None
 
   def _merge(self, value: Any) -> Any:
-    """The array that a deferred kernel stands for; any other value as it is."""
+    """The array that a deferred kernel stands for; any other value unchanged."""
     return merge(value, _lora_product, self._gather) if is_deferred(value) else value
 
   # Equations that have programs. JAX's own transformation is called anew, with a function that runs
   # the program: so gradients, batching and compilation are JAX's. Its operands may be `Deferred`,
-  # which is a pytree; what its programs return has to be arrays. What is merged before and what
-  # inside decides how much memory a step needs.
+  # which is a pytree; its programs must return arrays. Whether a kernel is merged before or inside
+  # decides how much memory a step needs.
 
   def _checkpoint(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """Kernels go in deferred: what is saved for the way back is the base's array, and no merge."""
+    """Kernels go in deferred: for the backward pass the base's array is saved, none merged."""
     params = equation.params
 
     def block(*values: Any) -> list[Any]:
@@ -267,7 +268,7 @@ class _Interpreter:
     )
 
   def _cond(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """Kernels go into all branches deferred, and the branch that is run merges what it uses."""
+    """Kernels go into all branches deferred; the branch that is run merges those it uses."""
     index, *operands = map(self._merge, values[:1]), *values[1:]
     branches = [
       lambda *operands, program=program: self.arrays(program, operands)
@@ -279,8 +280,8 @@ class _Interpreter:
     """The operands that each iteration of a loop reads.
 
     One kernel without a stack would be merged anew in every iteration, so it is merged before the
-    loop. It goes in deferred if that is wrong or unnecessary: a loop takes one layer at a time of a
-    stack, a product needs no merged kernel, gathered or dequantized ones are not to be kept, and
+    loop. It goes in deferred if that is wrong or unnecessary: a loop uses one layer of a stack at a
+    time, a product needs no merged kernel, gathered or dequantized ones are not to be kept, and
     dropout needs the inputs of the product.
     """
 
@@ -304,7 +305,7 @@ _CONTROL: Mapping[str, Callable[[_Interpreter, core.JaxprEqn, Sequence[Any]], Se
 def _lora_product(down: jax.Array, up: jax.Array) -> jax.Array:
   """The product of a LoRA's factors: on CPU a sum of outer products.
 
-  It needs no array of the kernel's size: sharded over eight devices a step needs 33 MiB in place of
+  It needs no array of the kernel's size: sharded over eight devices a step needs 33 MiB instead of
   43. On TPU a matrix product needs less.
   """
   return jax.lax.platform_dependent(down, up, cpu=low_rank_product, default=matrix_product)
@@ -363,8 +364,8 @@ def _slice(kernel: Deferred, starts: Sequence[Any], sizes: Sequence[int]) -> Def
 def _select(kernel: Deferred, indices: jax.Array, params: Mapping[str, Any]) -> Deferred | None:
   """The layers of a stack that a `gather` selects by a list of numbers, as `weights[experts]` does.
 
-  None if it selects anything else, may fill in NaN, or if the product would merge what it selects:
-  many tokens select the same expert, so these are more layers than the stack has.
+  None if it selects anything else, may fill in NaN, or if the product would merge the selected
+  kernels: many tokens select the same expert, so these are more layers than the stack has.
   """
   plan, place = kernel.plan, kernel.plan.stack_place(0)
   is_merged = not (plan.goes_by_output or kernel.dropout)
@@ -385,7 +386,7 @@ def _scanned(kernel: Deferred) -> Deferred | None:
   """A stack as `jax.lax.scan` needs it: layers first in each array, and the plan of one of them.
 
   So the leaves have an axis more than the plan says, until the scan has removed it. None if the
-  first dimension of the model's array is no axis of the stack.
+  first dimension of the model's array is not an axis of the stack.
   """
   plan = kernel.plan
   view = plan.view.index((0,), None)

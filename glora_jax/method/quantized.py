@@ -88,7 +88,7 @@ def repeat_scales(array: Any, axes: Iterable[int]) -> Any:
 
 
 def split_quantized(params: Any, shapes: Mapping[KeyPath, Any]) -> tuple[Any, dict[KeyPath, Any]]:
-  """Params with shapes in the place of quantized arrays, and the quantized arrays by path.
+  """Params with shapes instead of quantized arrays, and the quantized arrays by path.
 
   Args:
     params: parameters of a model, some of them quantized; any pytree.
@@ -128,7 +128,7 @@ def full_precision(
     only: paths of the arrays to dequantize; None for all.
 
   Returns:
-    Params with float32 in the place of what was quantized; `params` itself if nothing was.
+    Params with float32 instead of quantized arrays; `params` itself if none was quantized.
   """
   if not has_quantized(params):
     return params

@@ -1,4 +1,4 @@
-"""Three rules for what to compute when a model uses an adapted kernel.
+"""Three rules for the computation when a model uses an adapted kernel.
 
     merge     for any use: the kernel with its adapter merged in, W' = W + W * A + B
     multiply  for a product with activations: x W' = (x W) * (1 + A) + (x B_down) B_up, without an
@@ -49,7 +49,7 @@ def defer(
   quantized: Mapping[KeyPath, Any] = types.MappingProxyType({}),
   dropout: Dropout | None = None,
 ) -> Any:
-  """Params with `Deferred` in the place of adapted kernels; biases are merged at once.
+  """Params with `Deferred` instead of adapted kernels; biases are merged at once.
 
   Args:
     groups: the adapted layers.
@@ -174,7 +174,7 @@ def multiply(
     if not layer.dropout:
       return output(product, x, layer.kernel, adapter, *rest)
     dropped, of_product = layer.dropout.drop(x, layer.forms[1]), product
-    if not plan.goes_by_output:  # a LoRA for A is merged as ever, but without B
+    if not plan.goes_by_output:  # a LoRA for A is merged as always, but without B
       of_a, adapter = of_tensors(adapter, {'A'}), of_tensors(adapter, {'B'})
       of_product = functools.partial(product, of_a=of_a, forms=layer.forms)
     return equation.layer_output(of_product, x, layer.kernel, adapter, *rest, dropped=dropped)
@@ -316,7 +316,7 @@ class Deferred:
     forms: int [stack..., 5]; None without an adapter.
     plan: its static part.
     slot: the slot to use of arrays [stack..., slots, ...], int [stack...]; None without slots.
-    dropout: that of the inputs of B's LoRAs, with keys [stack...]; None for none.
+    dropout: dropout of the inputs of B's LoRAs, with keys [stack...]; None for none.
   """
 
   kernel: Any
@@ -419,7 +419,7 @@ def is_deferred(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The static part of a deferred kernel: its axes, and where the model has moved them so far.
+  """The static part of a deferred kernel: its axes, and their positions in the model's array.
 
   Three heads of size 4 from 8 features, in 12 scanned blocks, are a parameter [12, 8, 3, 4] with
   stack (0,), inputs (1,) and outputs (2, 3). When a block has reshaped its slice to [8, 12], the
@@ -429,7 +429,7 @@ class Plan:
     stack: the axes that count layers, by their numbers in the parameter.
     inputs: the axes that are summed over.
     outputs: the others.
-    view: where they are in the model's array, which is what it has made of the parameter so far.
+    view: their positions in the model's array, which it has computed from the parameter so far.
     ranks: LoRA ranks that the codes stand for.
     goes_by_output: whether no layer can have a LoRA for A, so that `multiply` applies.
     casts: types that the model has cast it to.
@@ -455,7 +455,7 @@ class Plan:
     return {atom.axis for dim in dims for atom in self.view.dims[dim] if atom.size > 1}
 
   def stack_place(self, dim: int) -> int | None:
-    """The place in `stack` of the axis that is a dimension; None if it is not one whole stack axis.
+    """The index in `stack` of the axis that is a dimension; None if it is not one whole stack axis.
 
     A reshape may have split an axis into several dimensions, or merged it with others.
     """

@@ -13,7 +13,7 @@ from glora_jax.checks import shown
 
 
 class Sample:
-  """Arguments of a call, of which arrays may be mere shapes.
+  """Arguments of a call; arrays may be mere shapes.
 
   Attributes:
     arrays: the arrays among them.
@@ -24,7 +24,7 @@ class Sample:
     self.arrays = [leaf for leaf in self._leaves if is_array(leaf)]
 
   def arguments(self, arrays: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
-    """The positional and keyword arguments, with other arrays in the place of these."""
+    """The positional and keyword arguments, with other arrays instead."""
     remaining = iter(arrays)
     leaves = [next(remaining) if is_array(leaf) else leaf for leaf in self._leaves]
     return self._structure.unflatten(leaves)
@@ -45,7 +45,7 @@ def is_array(leaf: Any) -> bool:
   return hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
 
 
-Preprocess = Callable[[Any, Any], Any]  # (images, key, or None where nothing is random) -> inputs
+Preprocess = Callable[[Any, Any], Any]  # (images, key, or None if nothing is random) -> inputs
 
 
 def unchanged(images: Any, key: jax.Array | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""What is adapted in a model and what is trained in full, by the user's patterns for names."""
+"""The layers to adapt and the parameters to train in full, selected by patterns for names."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _is_list(value: Any, *types: type) -> bool:
 
 
 class Heads(NamedTuple):
-  """What is trained in full.
+  """The parameters that are trained in full.
 
   Attributes:
     modules: names of the modules, or of single parameters.
@@ -170,8 +170,8 @@ class Selection:
 
     Raises:
       TypeError: ids are not integers.
-      ValueError: an expression matches no table, a table has no such rows, or ids are given for
-        tables of different sizes.
+      ValueError: an expression matches no table, a table lacks a row, or ids are given for tables
+        of different sizes.
     """
     wrong = unmatched([*self.ids], [*tables])
     if wrong or ('' in self.ids and len(set(tables.values())) > 1):

@@ -1,4 +1,4 @@
-"""Weights that are too large for one device: sharded over several, and gathered where used.
+"""Weights that are too large for one device: sharded over several, and all-gathered when used.
 
 A model is run by `glora_jax.method.program`, which gathers a layer at a time.
 """
@@ -25,11 +25,11 @@ MIN_BYTES = 2**20  # of an array that is worth sharding
 
 
 def shard_arrays(mesh: Mesh, tree: Any, min_bytes: int = MIN_BYTES) -> Any:
-  """A tree with its large arrays sharded over devices, and the others whole on every one.
+  """A tree with its large arrays sharded over devices, and the others replicated.
 
   Args:
-    mesh: devices. Where it has an axis 'fsdp', arrays are sharded over that, and over all devices
-      where it has none.
+    mesh: devices. If it has an axis 'fsdp', arrays are sharded over that one, otherwise over all
+      devices.
     tree: tree of arrays.
     min_bytes: size from which on an array is sharded, along its largest axis that fits; see
       `sharded_axis`.
@@ -76,7 +76,7 @@ def sharded_axis(shape: tuple[int, ...], devices: int) -> int | None:
   wait for a single device at every step.
 
   Returns:
-    The axis; None where no axis fits.
+    The axis; None if no axis fits.
   """
   first = 1 if len(shape) > 2 else 0
   fitting = [axis for axis in range(first, len(shape)) if shape[axis] % devices == 0]
@@ -134,11 +134,11 @@ def shard(
 
 @functools.cache
 def gather_over(mesh: Mesh, shard_gradients: bool = False) -> Callable[[jax.Array], jax.Array]:
-  """What makes an array whole on every device, and lays the gradient by it in parts if asked to."""
+  """Returns a function that all-gathers an array, and shards its gradient if asked to."""
 
   @jax.custom_jvp
   def gather(array):
-    if jax.sharding.get_abstract_mesh().manual_axes:  # within shard_map, which is given whole ones
+    if jax.sharding.get_abstract_mesh().manual_axes:  # within shard_map: replicated already
       return array
     return jax.lax.with_sharding_constraint(array, replicated(mesh))
 

@@ -98,7 +98,7 @@ def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout | None
     **kwargs: further arguments of its call.
 
   Returns:
-    The layout of the parameters that the module itself sees; None for an `nn.Einsum` that is no
+    The layout of the parameters that the module itself sees; None for an `nn.Einsum` that is not a
     linear layer.
   """
   if isinstance(module, nn.Dense):
@@ -108,7 +108,7 @@ def linear_layout(module: nn.Module, *args: Any, **kwargs: Any) -> Layout | None
     return Layout((), tuple(range(spatial + 1)), (spatial + 1,))
   if isinstance(module, nn.Einsum):
     equation = (args[1] if len(args) > 1 else kwargs.get('einsum_str')) or module.einsum_str
-    assert equation is not None  # Flax has refused the call without one
+    assert equation is not None  # Flax has rejected the call without one
     return _einsum_layout(equation.replace(' ', ''))
   assert isinstance(module, nn.DenseGeneral)
   stack = _axis_count(module.batch_dims)
@@ -123,7 +123,7 @@ def _axis_count(sizes: int | Sequence[int]) -> int:
 
 
 def _einsum_layout(equation: str) -> Layout | None:
-  """The layout of an einsum's kernel; None if it is no linear layer."""
+  """The layout of an einsum's kernel; None if it is not a linear layer."""
   operands, result = equation.split('->')
   inputs, kernel = operands.split(',')
   stack = [letter for letter in kernel if letter in inputs and letter in result]
@@ -159,7 +159,7 @@ class Site:
     layout: layout of the parameters with all stack axes: first those that lifted transforms added,
       outermost first, then the module's own.
     lifts: the axes of the kernel that lifted transforms added, outermost first.
-    kind: name of the module's class, or what the program shows it to be ('Dot', 'Conv').
+    kind: name of the module's class, or the kind of its product in the program ('Dot', 'Conv').
     is_convolution: whether it is a convolution, also of a subclass.
     is_grouped: whether it is a convolution of groups of channels, also of single ones (depthwise).
     is_tied: whether it is a table that is also multiplied by, as tied heads do.
@@ -242,7 +242,7 @@ class Site:
 
     Args:
       names: the kernel's, which may be fewer than its axes.
-      axes: what the array's axes are.
+      axes: names of the array's axes.
     """
     names = (*names, *(None,) * (len(self.kernel_shape) - len(names)))
     dims: dict[str | None, tuple[int, ...]] = {
@@ -290,11 +290,11 @@ def interleave(
 
 
 def align_stack(value: Any, axes: Sequence[int], ndim: int) -> Any:
-  """Moves the stack's axes of an array to where a kernel has them.
+  """Moves the stack's axes of an array to their positions in a kernel.
 
   Args:
     value: array [stack..., rest...].
-    axes: where the kernel has the stack's axes.
+    axes: positions of the stack's axes in the kernel.
     ndim: number of dimensions of the result; new ones have size one.
   """
   value = value.reshape((*value.shape, *(1,) * (ndim - value.ndim)))

@@ -26,7 +26,7 @@ from glora_jax.training.loop import TrainState
 log = logging.getLogger(__name__)
 
 KIND = 'training states'
-# What orbax, JSON and tensorstore raise for damaged files. A ValueError of tensorstore is not about
+# Errors of orbax, JSON and tensorstore for damaged files. A ValueError of tensorstore is not about
 # damage if it holds an error code of the operating system.
 _OF_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, FileNotFoundError)
 _OF_THE_SYSTEM = 'os_error_code'
@@ -119,9 +119,9 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     return state
 
   def _require_damage(self, step: int, error: Exception) -> None:
-    """Raises the error unless it says that the state is damaged.
+    """Raises the error unless it means that the state is damaged.
 
-    Orbax reports a file as missing if it cannot be opened, for want of permission or because too
+    Orbax reports a file as missing if it cannot be opened, because a permission is missing or too
     many files are open. So all files are opened first, and an error of that is raised instead.
     """
     for folder, _, names in os.walk(f'{self._folder}/{step}', onerror=_raise):
