@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-SOON = 1.0  # seconds; what is done by then needs no bar
+SOON = 1.0  # seconds; work that is done by then needs no bar
 
 
 def is_watched() -> bool:

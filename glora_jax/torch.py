@@ -281,7 +281,7 @@ class Module:
   def __init__(self, module: torch.nn.Module):
     self.__name__ = type(module).__name__
     self.buffers = {name: to_jax(value) for name, value in module.named_buffers()}
-    copies = {}  # by the id of what is copied, as `deepcopy` looks them up
+    copies = {}  # by the id of the copied object, as `deepcopy` looks them up
     for part in module.modules():
       for value in vars(part).values():
         if isinstance(value, torch.Tensor):  # `deepcopy` copies none that has a gradient
@@ -333,7 +333,7 @@ class Module:
 
   @contextlib.contextmanager
   def _restored(self) -> Generator[None]:
-    """Forgets what a call sets as attributes of the copy: arrays of a trace, dead after it."""
+    """Forgets the attributes that a call sets on the copy: arrays of a trace, dead after it."""
     before = [(part, dict(vars(part))) for part in self.skeleton.modules()]
     try:
       yield
@@ -344,7 +344,7 @@ class Module:
 
   @contextlib.contextmanager
   def _explained(self) -> Generator[None]:
-    """Says in one line what JAX cannot trace in a module."""
+    """Describes in one line the code of a module that JAX cannot trace."""
     try:
       yield
     except torchax.tensor.OperatorNotFound as error:
@@ -387,7 +387,7 @@ def _place(error: Exception) -> str:
 
 
 def _make_traceable(part: Any) -> None:
-  """Changes what a part of a copied module does in ways that JAX cannot trace."""
+  """Replaces code in a part of a copied module that JAX cannot trace."""
   if hasattr(part, '_gradient_checkpointing_func'):  # of transformers
     part._gradient_checkpointing_func = _checkpoint
   if hasattr(getattr(part, 'config', None), '_experts_implementation'):  # the others branch
@@ -412,7 +412,7 @@ def _update_statistics(part: Any, inputs: tuple[torch.Tensor, ...]) -> None:
 
 
 def _checkpoint(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a part of a module whose activations are computed again on the way back."""
+  """Calls a part of a module whose activations are computed again in the backward pass."""
   environment = shared_environment()
 
   def run(key, args):
@@ -477,9 +477,9 @@ def _register_caches() -> None:
 
 
 # A layer of a cache creates its tensors in its first call, so its leaves are the attributes that
-# have arrays. But JAX also makes caches with other things in the place of the arrays (`jax.vmap`
-# does), and they must keep these leaves. So each layer notes their names
-# (tests/peers/test_torch.py, test_caches_of_transformers_are_pytrees_in_and_out).
+# have arrays. But JAX also makes caches with other things instead of the arrays (`jax.vmap` does),
+# and they must keep these leaves. So each layer notes their names (tests/peers/test_torch.py,
+# test_caches_of_transformers_are_pytrees_in_and_out).
 _NAMES = '_names_of_tensors'
 
 

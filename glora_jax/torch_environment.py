@@ -1,4 +1,4 @@
-"""PyTorch's operators on JAX arrays: an environment of torchax, with what it lacks."""
+"""PyTorch's operators on JAX arrays: an environment of torchax, with those that it lacks."""
 
 from __future__ import annotations
 
@@ -81,9 +81,10 @@ def shape_of(tensor: torch.Tensor) -> jax.ShapeDtypeStruct:
 def _compiling() -> Generator[None]:
   """Where `torch.compiler.is_compiling()` is true, as under `torch.compile`.
 
-  Models then skip what only runs outside of a trace. Those of transformers keep tensors in caches
-  of functions (position indices of BEiT, coordinates of DINOv3), which all models share: a tensor
-  of PyTorch in there would meet arrays of JAX in the next trace, and a traced array PyTorch's.
+  Models then skip code that only runs outside of a trace. Those of transformers keep tensors in
+  caches of functions (position indices of BEiT, coordinates of DINOv3), which all models share: a
+  tensor of PyTorch in there would meet arrays of JAX in the next trace, and a traced array
+  PyTorch's.
   """
   before = torch.compiler._is_compiling_flag
   torch.compiler._is_compiling_flag = True
@@ -133,9 +134,9 @@ def _linear(input: jax.Array, weight: jax.Array, bias: jax.Array | None = None) 
 def _normalize(
   input: jax.Array, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
 ) -> jax.Array:
-  """PyTorch's `normalize`; the gradient of a norm of 0 is 0, where torchax has NaN."""
+  """PyTorch's `normalize`; the gradient of a norm of 0 is 0, not NaN as in torchax."""
   del out
-  is_zero = (input == 0).all(dim, keepdims=True)  # what Swin v2 pads with, for instance
+  is_zero = (input == 0).all(dim, keepdims=True)  # Swin v2 pads with it, for instance
   norms = jnp.linalg.norm(jnp.where(is_zero, 1, input), p, dim, keepdims=True)
   return input / jnp.maximum(jnp.where(is_zero, 0, norms), eps)
 
@@ -143,7 +144,7 @@ def _normalize(
 def _resize(
   method: str, images: jax.Array, size: Sequence[int], align_corners: bool, *scales: Any
 ) -> jax.Array:
-  """PyTorch's resizing with antialiasing, which torchax does by what JAX no longer has."""
+  """PyTorch's antialiased resizing; torchax calls a function that JAX no longer has."""
   del align_corners, scales  # PyTorch has no aligned corners here
   return jax.image.resize(images, (*images.shape[:2], *size), method, antialias=True)
 
@@ -156,7 +157,7 @@ def _attention(
   *options: Any,
   **named_options: Any,
 ) -> torch.Tensor:
-  """PyTorch's attention: 0 for a query that may not attend to any key, where torchax has NaN."""
+  """PyTorch's attention: 0 for a query that may not attend to any key, not NaN as in torchax."""
   attend = functools.partial(torchax.ops.jtorch.scaled_dot_product_attention, query, key, value)
   if attn_mask is None or attn_mask.dtype != torch.bool:
     return attend(attn_mask, *options, **named_options)

@@ -90,7 +90,7 @@ def save_folded(
       f'names: {grouped(repeated)} stands for several parameters; give each its own.'
     )
   folded = flatten(nn.meta.unbox(adapted.fold(variables, genome)))
-  params = {path: folded[path] for path in shapes}  # without leaves that are no arrays
+  params = {path: folded[path] for path in shapes}  # without leaves that are not arrays
   shards = _shards(params, max_shard_bytes)
   os.makedirs(folder, exist_ok=True)
   files = {}
@@ -114,7 +114,7 @@ def _sites(adapted: Adapted) -> dict[KeyPath, Site]:
   """The linear layers and adapted tables of a model, by the paths of their parameters.
 
   Raises:
-    ValueError: a matrix is neither in them nor used as it is.
+    ValueError: a matrix is neither in them nor used unchanged.
   """
   places, sites = adapted.places, {}
   for site in (*places.sites, *places.other_sites):

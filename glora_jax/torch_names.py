@@ -20,7 +20,7 @@ LEAVES = {
 }
 """Names of a module's parameters here, and torch's for them."""
 
-_DECODER = {  # what google-tunix's decoders have in common
+_DECODER = {  # names that google-tunix's decoders have in common
   'embedder/input_embedding': 'model.embed_tokens',
   'final_norm': 'model.norm',
   r'layers/(\d+)/mlp/(gate|up|down)_proj': r'model.layers.\1.mlp.\2_proj',

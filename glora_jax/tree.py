@@ -154,7 +154,7 @@ def partition(tree: Any, belongs: Callable[[KeyPath], bool]) -> tuple[Any, Any]:
   """Two trees: the leaves whose paths belong to the first, and the others.
 
   Nested dictionaries become two nested dictionaries, each with its own leaves. Another pytree
-  becomes two of its structure, each with None in the place of the other's leaves.
+  becomes two of its structure, each with None instead of the other's leaves.
   """
   if not _is_nested(tree):
     return (

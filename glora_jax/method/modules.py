@@ -74,7 +74,7 @@ def discover(
     program alone if the model does not run on parameters in boxes.
 
   Raises:
-    Exception: what the model raises on these inputs, with a note that shows them.
+    Exception: an error of the model on these inputs, with a note that shows them.
   """
   sample, name = Sample(inputs, kwargs), type(model).__name__
   rngs = {'params': jax.random.key(0)}  # Flax draws every other stream from this one

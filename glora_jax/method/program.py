@@ -60,7 +60,7 @@ def call(
     params: tree of weights.
     inputs: any tree. If a loop goes over them, weights are gathered in it and not before it.
     mesh: devices that the weights are sharded over; None if they are replicated.
-    defer: puts `Deferred` instead of weights; None for none.
+    defer: replaces weights with `Deferred`; None for none.
     shard_gradients: whether gradients by sharded weights are sharded, too: needed if those of all
       layers are in memory at once.
   """

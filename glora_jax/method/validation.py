@@ -88,7 +88,7 @@ def check_only_arrays(name: str, tree: Any) -> None:
 
   Args:
     name: its name in an error's sentence.
-    tree: any pytree; of parameters, for instance, of which some may be functions.
+    tree: any pytree; parameters, for instance, among which there may be functions.
 
   Raises:
     TypeError: a leaf is not a number or an array of numbers.
@@ -116,7 +116,7 @@ def as_data(data: Any) -> Any:
     data: an array, or a tuple or dictionary of arrays or lists [n, ...]; may be traced.
 
   Raises:
-    TypeError: it is something else, or has leaves that are no arrays of numbers.
+    TypeError: it is something else, or has leaves that are not arrays of numbers.
     ValueError: the arrays have different lengths, or there are no examples.
   """
   if not is_data(data):

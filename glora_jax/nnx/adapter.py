@@ -1,7 +1,7 @@
-"""The adapter of a layer in a live model: its arrays and forms, and where their axes are.
+"""The adapter of a layer in a live model: its arrays and forms, and the positions of their axes.
 
-A kernel may be a stack of layers that `nnx.scan` or `nnx.vmap` maps over. These take one axis off
-every variable of a module, at the same place for all. So an adapter's variables have their stack
+A kernel may be a stack of layers that `nnx.scan` or `nnx.vmap` maps over. These remove one axis of
+every variable of a module, at the same position for all. So an adapter's variables have their stack
 axes where the kernel has its own:
 
     kernel   [in, layer, out]          in a mapped module   [in, out]
@@ -77,7 +77,7 @@ class Adapter(nnx.Pytree):
 
   Args:
     static: its static part.
-    arrays: arrays by name, [stack..., ...]; only what some form reads is stored.
+    arrays: arrays by name, [stack..., ...]; only arrays that some form reads are stored.
     forms: int8 [stack..., 5].
     kernel: variable of the first layer's kernel, whose metadata and devices the arrays share.
     genome_type: type of the variable of the forms.
@@ -128,7 +128,7 @@ class Adapter(nnx.Pytree):
 
 
 def fix_forms(adapter: Adapter, genome: np.ndarray) -> None:
-  """Cuts an adapter to what a genome, int [rows, 5], reads of it."""
+  """Cuts an adapter to the arrays and ranks that a genome, int [rows, 5], reads."""
   in_use = distinct_codes(genome[list(adapter.group.rows)])
   stored = cut_to(adapter.group.stored_for(in_use), adapter.arrays)
   for name, variable in adapter.variables.items():
@@ -204,7 +204,7 @@ def _variable_beside(
   """A variable next to a kernel, on its devices, with its axes' names.
 
   Args:
-    site: where the kernel is, and which of its axes are which.
+    site: the kernel's path and the roles of its axes.
     kernel: the kernel's variable.
     kind: type of the new variable.
     value: array [stack..., ...].
@@ -241,7 +241,7 @@ def axis_names(names: Any, site: Site, axes: Any) -> tuple:
 
   Args:
     names: names of the kernel's axes.
-    site: where the kernel is.
+    site: the kernel's path and axes.
     axes: names of the array's axes after those of the stack: 'in', 'out', or anything else.
   """
   names, rest = site.axis_names(names, axes)
@@ -259,7 +259,7 @@ def _is_first(stack: Sequence[int]) -> bool:
 
 
 def mapped_axes(site: Site, kernel: Sequence[int], genome: Sequence[int]) -> tuple[int, ...]:
-  """Which stack axes transforms have mapped over, by their places in the stack.
+  """Which stack axes transforms have mapped over, by their positions in the stack.
 
   NNX does not say which, so the shapes that are left have to. A kernel's alone can fit two choices:
   [3, 3, 3, 3] with stack axes 0 and 2 becomes [3, 3, 3] without either. The genome next to it,
@@ -268,7 +268,7 @@ def mapped_axes(site: Site, kernel: Sequence[int], genome: Sequence[int]) -> tup
   difference among axes that all come first, as those of [3, 3, in, out].
 
   Args:
-    site: where the kernel is, with its shape outside of transforms.
+    site: the kernel's path, and its shape outside of transforms.
     kernel: the kernel's shape within them.
     genome: the genome's shape within them.
   """

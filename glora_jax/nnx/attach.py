@@ -194,7 +194,7 @@ class _Insertion:
   """Puts adapters and heads into a model, and notes which modules become owners.
 
   Attributes:
-    places: where the variables are.
+    places: the locations of the variables.
     owners: the modules that got something, with their adapted parameters, by `id`.
   """
 
@@ -246,7 +246,7 @@ class _Insertion:
 
 
 def _free_name(owner: nnx.Pytree, location: Location, value: Any, end: str = '') -> str:
-  """Name of the attribute that holds, or will hold, what stands next to a parameter."""
+  """Name of the attribute that holds, or will hold, the adapter next to a parameter."""
   name = PREFIX + '_'.join((location.attribute, *location.inside)) + end
   while vars(owner).get(name, value) is not value:
     name += '_'

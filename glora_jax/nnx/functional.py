@@ -47,7 +47,7 @@ def params(model: nnx.Module) -> dict[str, Any]:
 
 
 def _is_of_qwix(node: Any) -> bool:
-  """Whether a part of a model is the array that qwix puts in the place of a parameter."""
+  """Whether a part of a model is the array that qwix puts in place of a parameter."""
   return is_quantized(node) and hasattr(node, 'array')
 
 
@@ -182,7 +182,7 @@ def nested(state: Any) -> dict[str, Any]:
 
 
 def _filled(state: Any, values: Mapping[str, Any]) -> Any:
-  """A state with new values; what has none keeps its own.
+  """A state with new values; variables without a new one keep theirs.
 
   Raises:
     ValueError: a value belongs to no variable of the state.
@@ -216,7 +216,7 @@ def by_use(
     ValueError: `split` does not fit.
   """
   function = Functional(model)
-  # State of which nnx.eval_shape has made shapes is zeros.
+  # State that is only shapes, from nnx.eval_shape, becomes zeros.
   function.states[1:] = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x,
     function.states[1:],

@@ -1,4 +1,4 @@
-"""What an attached model can do: change its structure, save and load its adapter, be sharded."""
+"""Functions of an attached model: change its structure, save and load its adapter, be sharded."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
 
 
 def _widen(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """All arrays of a group's adapter, with zeros where nothing is stored."""
+  """All arrays of a group's adapter, with zeros for arrays that are not stored."""
   widened = {}
   for name, shape in group.adapter_shapes().items():
     value = stored.get(name, jnp.zeros((0,) * len(shape), group.adapter_dtype))

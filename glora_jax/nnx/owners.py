@@ -11,7 +11,7 @@ a module that owns adapted parameters, an *owner*, gets a subclass of its own cl
 
 Three things follow. Equal classes must be the same object, since a class is part of the type that
 compiled functions are cached by: `_owner_class` is cached by the class and its `AdaptedParam`s.
-Pickle cannot find the class by its name, so its instances say how to make it (`reduce_with`). And
+Pickle cannot find the class by its name, so its instances know how to make it (`reduce_with`). And
 all that looks into `vars(owner)`, as `nnx.split` does, sees the base and the adapter side by side.
 """
 
@@ -61,8 +61,8 @@ class AdaptedParam(NamedTuple):
   """An adapted parameter of an owner.
 
   Attributes:
-    location: where it is.
-    kernel: where the kernel of its layer is, which may be this parameter.
+    location: its location.
+    kernel: the location of its layer's kernel, which may be this parameter.
     adapter: name of the attribute that holds its adapter; '' if it is quantized and not adapted.
     member: number of the layer among fused ones.
   """
@@ -162,7 +162,7 @@ def detach(model: Model, *, with_adapter: bool) -> Model:
 
 
 def _restore(module: nnx.Pytree, new: dict[int, tuple[nnx.Variable, nnx.Variable]]) -> None:
-  """Puts new variables in the place of a module's old ones, and gives heads their original type."""
+  """Replaces a module's variables with new ones, and gives heads their original type."""
   for location, variable in list(locations(module)):
     if isinstance(variable, Head) and id(variable) not in new:
       new[id(variable)] = variable, as_param(variable)

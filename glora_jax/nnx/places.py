@@ -1,4 +1,4 @@
-"""Where variables are in a live model: which modules hold them, under which attributes."""
+"""Locations of variables in a live model: which modules hold them, under which attributes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONTAINERS = (nnx.List, nnx.Dict)
 
 
 class Location(NamedTuple):
-  """Where a variable is in the module that owns it.
+  """The location of a variable in the module that owns it.
 
   Attributes:
     attribute: name of the owner's attribute.

@@ -1,4 +1,4 @@
-"""The types of an attached model's variables, by which NNX filters what is trained."""
+"""The types of an attached model's variables, by which NNX filters the trained ones."""
 
 from __future__ import annotations
 

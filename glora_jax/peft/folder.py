@@ -346,7 +346,7 @@ def _kind_of(path: str, config: Any) -> str:
 def _changes(
   adapted: Adapted, variables: Mapping[str, Any], names: NameMap | None, genome: np.ndarray
 ) -> Changes:
-  """What the structure makes of each torch module that it changes."""
+  """The change of each torch module that the structure changes."""
   rows = [row for row, layer in enumerate(adapted.spec) if layer.ids or genome[row].any()]
   if not rows:
     raise ValueError(
@@ -374,7 +374,7 @@ def _changes(
 
 
 def _check_ends(changes: Changes, heads: Sequence[str]) -> None:
-  """Raises if PEFT would take an adapted module for a head, because its name ends with a head's."""
+  """Raises if PEFT would treat an adapted module as a head, because its name ends with a head's."""
   for module, _ in changes:
     if ends := [head for head in heads if module.name.endswith(head)]:
       raise ValueError(
@@ -409,11 +409,11 @@ def _narrowest(changes: Changes, kinds: Sequence[KindName]) -> tuple[KindName, d
 
 
 def _of_layer(adapter: PeftAdapter, layer: Layer) -> Change:
-  """What an adapter makes of a layer, from what it makes of the layer's modules."""
+  """The change of a layer from the changes of its modules."""
   changes = [(module, _of_module(adapter, module)) for module in layer.modules]
   if len(changes) < 2:
     return changes[0][1] if changes else {}
-  # The layer has one C, and each module may have another, so what they add to the bias is an E.
+  # The layer has one C, and each module may have another, so their change of the bias is an E.
   joined = {'E': np.concatenate([shift(*change) for change in changes])}
   for tensor in WEIGHT_TENSORS:
     joined |= _side_by_side(layer.group, changes, tensor)
@@ -421,7 +421,7 @@ def _of_layer(adapter: PeftAdapter, layer: Layer) -> Change:
 
 
 def _of_module(adapter: PeftAdapter, module: Module) -> Change:
-  """What an adapter makes of a module."""
+  """The change of a module by an adapter."""
   tensors = dict(adapter.modules.get(module.name, {}))
   if not tensors:
     return {}

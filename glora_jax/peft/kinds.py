@@ -1,4 +1,4 @@
-"""PEFT's kinds of adapters: what each can hold, its tensors, and what they mean.
+"""PEFT's kinds of adapters: the forms that each can hold, its tensors, and their meaning.
 
 All are special cases of the equation (`method/equation.py`), which PEFT calls GLoRA. With s the
 scale, alpha / rank in PEFT's files, and a LoRA written as its product:
@@ -144,7 +144,7 @@ def read_lora(module: Module, tensors: Arrays, config: Fields) -> Change:
 
 
 def read_rows(module: Module, tensors: Arrays, config: Fields) -> Change:
-  """What is added to the chosen rows of a table."""
+  """The change of the chosen rows of a table."""
   ids, here = config.get('token_indices') or config['trainable_token_indices'], module.group.ids
   if isinstance(ids, Mapping):
     ids = next((ids[end] for end in ids if module.name.endswith(end)), [])
@@ -245,7 +245,7 @@ def read_ia3(module: Module, tensors: Arrays, config: Fields) -> Change:
 
 
 def change_of(arrays: Change) -> Change:
-  """A change without what is zero; a LoRA of rank 1 whose `down` is ones is a vector.
+  """A change without its zeros; a LoRA of rank 1 whose `down` is ones is a vector.
 
   A rank that is zero in both factors has no gradient either: it is only there to fill up a rank
   that PEFT has for all modules. One that is zero in `up` alone, as at the start, is kept.
@@ -282,7 +282,7 @@ def factors(module: Module, change: Change, tensor: str, scale: float = 1.0) -> 
 
 
 def shift(module: Module, change: Change) -> np.ndarray:
-  """What is added to a module's bias: b * D + E + C W, [out]."""
+  """The change of a module's bias: b * D + E + C W, [out]."""
   added = module.bias() * change.get('D', 0) + change.get('E', 0)
   return added + (change['C_down'].T @ module.kernel())[0] if 'C_down' in change else added
 

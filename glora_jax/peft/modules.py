@@ -42,7 +42,7 @@ class Module:
       layer with a weight [in, out]; 'Parameter' for experts and routers; 'chosen rows' of a table;
       or one that no adapter of PEFT is exact for.
     group: the layer's group.
-    index: the layer's place in the group's stack.
+    index: the layer's index in the group's stack.
     outputs: its outputs among those of the layer.
     params: parameters of the base.
   """
@@ -61,7 +61,7 @@ class Module:
 
   @property
   def expert(self) -> tuple[int, int]:
-    """Its place among the experts of its parameter, and their number."""
+    """Its index among the experts of its parameter, and their number."""
     if self.name == self.target:
       return 0, 1
     return self.index[-1], self.group.stack_shape[-1]
@@ -219,7 +219,7 @@ def _kind(site: Site, is_torch: bool) -> str:
 
 
 def _own_name(model: Any, site: Site, index: tuple[int, ...]) -> list[str]:
-  """What a kernel is in a model whose paths are torch's; [] if PEFT has no adapter for it."""
+  """Modules of a kernel in a model with torch's paths; [] if PEFT has no adapter for it."""
   name, ndim = '.'.join(site.kernel_path), len(site.kernel_shape)
   if site.layout.stack == (0,) and ndim == 3:
     return [f'{name}[{index[0]}]']

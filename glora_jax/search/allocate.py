@@ -1,4 +1,4 @@
-"""A structure from one gradient: what to train in which layer, without a supernet.
+"""A structure from one gradient: the forms to train in each layer, without a supernet.
 
 `allocate` is the procedure. `sketch` and `taps` compute the gradient, `unit_scores` scores all
 units by it, `priors` pools these scores with those of other losses (`transfer` keeps some in a
@@ -88,7 +88,8 @@ def allocate(
     key: random key.
     max_rank: largest rank that is considered in a layer.
     mesh: devices that every batch is split over along its first axis; None for one device.
-    rho: largest rank of a layer, as a multiple of what the budget buys in every layer; rounded up.
+    rho: largest rank of a layer, as a multiple of the rank that the budget buys in every layer;
+      rounded up.
     floor: whether all layers get the vectors of A and E first, if the budget is at least 1.5 times
       their cost.
     prior: an allocation on the same model by another loss with more or clearer examples, of any

@@ -27,12 +27,12 @@ _VECTOR = {tensor: forms.index('vector') for tensor, forms in FLAT_FORMS.items()
 _VECTOR_OF_A = {_A: _VECTOR['A']}
 _VECTOR_OF_C = {_C: _VECTOR['C'], _E: 0}
 _VECTOR_OF_E = {_C: 0, _E: _VECTOR['E']}
-_FLOOR = (_VECTOR_OF_A, _VECTOR_OF_E)  # what every layer gets first, if the budget is ample
+_FLOOR = (_VECTOR_OF_A, _VECTOR_OF_E)  # forms that every layer gets first, if the budget is ample
 _FLOOR_FACTOR = 1.5  # a budget is ample if it is at least this multiple of the floor's cost
 
 
 class Option(NamedTuple):
-  """What one decision of one layer may choose.
+  """The choices of one decision of one layer.
 
   Attributes:
     row: the layer's row of the genome.
@@ -58,7 +58,7 @@ class Curve(NamedTuple):
   Attributes:
     params: trained parameters, int64 [purchase + 1], ascending.
     scores: total score of all that is bought by then, float64 [purchase + 1].
-    knee: index of the proposed budget: where the curve is highest above its chord.
+    knee: index of the proposed budget, at which the curve is highest above its chord.
   """
 
   params: np.ndarray
@@ -85,7 +85,8 @@ def choose(
     spec: the layers, with their search spaces.
     scores: see `UnitScores`.
     budget: maximum number of trained parameters.
-    rho: largest rank of a layer, as a multiple of what the budget buys in every layer; rounded up.
+    rho: largest rank of a layer, as a multiple of the rank that the budget buys in every layer;
+      rounded up.
     floor: whether all layers get the vectors of A and E first, if the budget is at least 1.5 times
       their cost.
 
@@ -131,7 +132,7 @@ def find_knee(params: np.ndarray, scores: np.ndarray) -> int:
 
 
 def rank_limit(spec: Spec, budget: int, rho: float) -> int:
-  """The largest rank of a layer: `rho` times what the budget buys in every layer, rounded up."""
+  """The largest rank of a layer: `rho` times the one that the budget buys in all, rounded up."""
   sides = (layer.in_features + layer.out_features for layer in spec if not layer.ids)
   return math.ceil(rho * budget / sum(sides))
 
@@ -147,8 +148,8 @@ def purchases(
     remaining: number of parameters that all purchases together may add.
 
   Yields:
-    The option that is bought. Its cost and score are what it adds to those of the option that it
-    replaces; both are positive.
+    The option that is bought. Its cost and score are differences from the option that it replaces;
+    both are positive.
   """
   decisions = np.array([option.decision for option in options])
   gains = np.array([option.score - chosen[option.decision].score for option in options])

@@ -2,7 +2,7 @@
 
 All that a search knows is its archive: every structure scored so far, in order. A generation is a
 pure function of the archive, its own number and the key, so a search that is resumed from a saved
-archive ends exactly where the undisturbed one ends.
+archive has exactly the result of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _children(
   """A generation's new structures: canonical, within the budget, none of them in the archive.
 
   Genomes of `initial` within the budget come first; then the parents' mutated children, then
-  crossed ones, and what these leave of the population is drawn at random. Children above the
-  budget are repaired (`draws.shrink`), not thrown away.
+  crossed ones, and the rest of the population is drawn at random. Children above the budget are
+  repaired (`draws.shrink`), not thrown away.
   """
   seen = {genome.tobytes() for genome in archive.genomes}
   children: list[np.ndarray] = []

@@ -24,8 +24,8 @@ def nondominated_order(params: np.ndarray, cost: np.ndarray) -> np.ndarray:
   """Indices of all points, front by front, each front's loneliest points first.
 
   Sorting and crowding distance are those of NSGA-II (Deb et al. 2002, sections III A and B). The
-  first front is what no point beats in both; the second is that of the remaining points, and so
-  on. The two ends of a front come before its inner points.
+  first front has the points that no other beats in both; the second is the front of the remaining
+  points, and so on. The two ends of a front come before its inner points.
 
   Args:
     params: trained parameters of each point, [point].

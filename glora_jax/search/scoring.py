@@ -1,4 +1,4 @@
-"""Scores of whole populations of structures."""
+"""Scores of populations of structures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
   Attributes:
     correct: number of right answers, int32 [candidate]: the metric 'accuracy' of each block, times
-      its examples, rounded. None if the loss has no such metric.
+      its examples, rounded. None if the loss has no accuracy.
     loss: summed losses, float32 [candidate]: the mean of each block, times its examples.
   """
 
@@ -138,14 +138,14 @@ def fitting_chunk(
 ) -> int:
   """How many candidates fit side by side into a device's memory.
 
-  What the compiler says of one candidate and of two is extrapolated.
+  The compiler's numbers for one candidate and for two are extrapolated.
 
   Args:
     scorer_of_chunk: function from a number of candidates to a compiled function.
     arguments: arguments of the compiled function.
     most: number of candidates that there are; chunks are of about equal size.
-    memory: bytes for temporaries; None for half of what is free on the device, or for 8 candidates
-      if the device does not say.
+    memory: bytes for temporaries; None for half of the free memory of the device, or for 8
+      candidates if it is unknown.
 
   Returns:
     The chunk, from 1 to `most`.
@@ -168,7 +168,7 @@ def fitting_chunk(
 
 
 class _Evaluator:
-  """What a scorer compiles, for an adapted model; the arguments are those of `make_scorer`.
+  """The compiled function of a scorer, for an adapted model; for the arguments see `make_scorer`.
 
   Attributes:
     candidate_shards: number of groups of devices that candidates are split over.
@@ -268,7 +268,7 @@ class _Evaluator:
     )
 
   def _blocks(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The examples of each block, [block, data shard, example], and what is left, [shard, example].
+    """The examples of each block, [block, data shard, example], and the rest, [shard, example].
 
     A rest is compiled as a second program within the first. So blocks are of a size that leaves
     none, if there is one between half of the largest size and that. A rest that does not divide
@@ -285,7 +285,7 @@ class _Evaluator:
     return rows[:in_blocks].reshape(-1, shards, size), rest
 
   def _forward(self, variables: Mapping[str, Any], genome: jax.Array) -> Forward:
-    """What the loss of a structure calls.
+    """The function that the loss of a structure calls.
 
     It is folded once, or merged in every call, which needs less memory.
     """

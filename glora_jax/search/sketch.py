@@ -161,7 +161,7 @@ class Pass:
       return loss_and_metrics(self.loss(forward, batch, key))[0]
 
   def _init_products(self, params: Any, probes: Any) -> dict[str, Products]:
-    """What the loss is differentiated by, by site."""
+    """The arrays that the loss is differentiated with respect to, by site."""
     return {site.name: init_products(params, site, parts) for site, parts in self._sites(probes)}
 
   def _sites(self, probes: Mapping[str, Probes]) -> Iterator[tuple[Site, Probes]]:
@@ -199,7 +199,7 @@ class _Base(Forward):
   """The model without its adapter, whose kernels the gradient is computed of."""
 
   def __call__(self, *inputs: Any, genome: Any = None, **kwargs: Any) -> Any:
-    """What the model returns."""
+    """The model's outputs."""
     del genome
     return call_model(self.adapted, self.variables, *inputs, **kwargs)
 

@@ -25,7 +25,7 @@ class Probe(NamedTuple):
   """Thin matrices that a matrix [stack..., in, out] is multiplied by.
 
   Attributes:
-    left: [stack..., in, width], of which the transpose is multiplied from the left.
+    left: [stack..., in, width], whose transpose is multiplied from the left.
     right: [stack..., out, width].
   """
 
@@ -58,7 +58,7 @@ class Sketch(NamedTuple):
 
 
 class Products(NamedTuple):
-  """What remains of the gradients of a kernel W and its bias.
+  """The stored products of the gradients of a kernel W and its bias.
 
   Attributes:
     kernel: sketch of the gradient G.
@@ -142,7 +142,7 @@ def _slice_outputs(probe: Probe, outputs: slice) -> Probe:
 
 
 def init_products(params: Any, site: Site, probes: Probes) -> Products:
-  """What to differentiate the loss by for a site's products: zeros, and the site's bias."""
+  """The zeros, and the site's bias, whose gradients of the loss are a site's products."""
   kernel = jax.ShapeDtypeStruct(site.kernel_shape, jnp.float32)
   shapes = jax.eval_shape(functools.partial(_multiply, site.layout), kernel, kernel, probes)
   zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
@@ -171,7 +171,7 @@ def insert_tap(
     kernel = tap(site.layout, site.kernel(params), zeros, probes)
     return replace(params, site.kernel_path, kernel), False
   # The kernel of a scan has all layers. Tapped here, it would get all their gradients first, and
-  # then their products. So zeros and probes go into the scan beside the kernel, and each iteration
+  # then their products. So zeros and probes go into the scan next to the kernel, and each iteration
   # taps its own part of it.
   arrays, structure = jax.tree.flatten((zeros, probes))
   shapes = tuple(array.shape[len(site.lifts) :] for array in arrays)
@@ -185,7 +185,7 @@ class _RunTapped:
 
   Attributes:
     layout: layout of the kernel that the module sees.
-    structure: structure of the zeros and probes beside the kernel.
+    structure: structure of the zeros and probes next to the kernel.
     shapes: their shapes in the module, which the scan's axes have been removed from. Beside the
       kernel the arrays have as many dimensions as the kernel.
   """

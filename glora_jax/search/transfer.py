@@ -107,7 +107,7 @@ def check_layers(what: str, theirs: Sequence[str], spec: Spec, remedy: str) -> N
   """Raises ValueError unless scores are of the layers of a spec.
 
   Args:
-    what: what has the scores.
+    what: the holder of the scores, for the message.
     theirs: its layers; see `describe`.
     spec: the layers of the model.
     remedy: what to do.

@@ -12,7 +12,7 @@ Xavier's down factor. If the down factor is u and the up factor zero, u^T G is t
 up factor, and its square is c^2 times that of G's singular value.
 
 Forms that are not considered span no more than these do, and cost as much or more: constants, the
-vector of B (a LoRA of rank one whose down factor is a constant), D beside E, the LoRA of C.
+vector of B (a LoRA of rank one whose down factor is a constant), D next to E, the LoRA of C.
 
 Functions of NumPy arrays, which know neither models nor devices.
 """

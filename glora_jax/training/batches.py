@@ -65,7 +65,7 @@ class Block(NamedTuple):
 
 
 def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = None) -> Source:
-  """The source of batches for what `fit` got as `batches`.
+  """The source of batches for the argument `batches` of `fit`.
 
   Args:
     batches: see `fit`.
@@ -100,7 +100,7 @@ def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = Non
 
 
 def _are_numbers(node: Any) -> bool:
-  """Whether a node is a list of numbers, or of such lists."""
+  """Whether a node is a list of numbers, or a list of lists of numbers."""
   return isinstance(node, list) and all(
     isinstance(leaf, bool | int | float) for leaf in jax.tree.leaves(node)
   )
@@ -108,7 +108,7 @@ def _are_numbers(node: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """A data set on the device, where each step indexes its examples.
+  """A data set on the device; each step indexes its examples there.
 
   Attributes:
     data: tree of arrays [n, ...].
@@ -169,7 +169,7 @@ class Streamed:
   ) -> Iterator[Block]:
     """The batches of some steps, see `Resident`.
 
-    A block that is shorter than an epoch ends where the epoch does, at the latest.
+    A block that is shorter than an epoch ends with the epoch, at the latest.
     """
     first, last = steps
     steps_per_epoch = self.num_examples // self.batch_size

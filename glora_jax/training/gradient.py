@@ -51,7 +51,8 @@ def by_device(gradient_fn: Gradient, mesh: jax.sharding.Mesh, axis: int = 0) -> 
   """The mean over the devices of a mesh, each with its own examples.
 
   Args:
-    gradient_fn: what every device computes; `trainable`, `frozen` and the key are replicated.
+    gradient_fn: the function that every device computes; `trainable`, `frozen` and the key are
+      replicated.
     mesh: the devices.
     axis: the axis of the examples in a batch.
   """

@@ -94,7 +94,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Carry(NamedTuple):
-  """What one compiled step passes to the next: a `TrainState`, and whether it is still finite.
+  """The carry of compiled steps: a `TrainState`, and whether it is still finite.
 
   Attributes:
     trainable: tree of arrays.
@@ -157,8 +157,8 @@ def make_step(
     trainable = optax.apply_updates(carry.trainable, updates)
     # A finite loss can have a gradient that is not, as the root has at 0. The gradient's norm would
     # be a cheap test, but overflows for large finite numbers. So the gradient is multiplied by 0
-    # first: a finite number becomes 0, any other NaN. XLA would fuse a chain of sums into what is
-    # selected by it, again for each array, and compile for minutes. It does not fuse a reduction.
+    # first: a finite number becomes 0, any other NaN. XLA would fuse a chain of sums into the
+    # selection, again for each array, and compile for minutes. It does not fuse a reduction.
     zeros = [0 * leaf for leaf in jax.tree.leaves(grads)]
     tested = jnp.stack([loss, *(jnp.vdot(leaf, leaf) for leaf in zeros)])
     finite = carry.finite & jnp.isfinite(tested).all()
@@ -173,7 +173,7 @@ def make_step(
 # the program that is compiled already: `step_loss` and `_optimizer` return the same functions. Only
 # the last ones are kept, because a loss may hold large arrays (tests/training/test_fit.py).
 def keep_last(function: Callable[P, T]) -> Callable[P, T]:
-  """A function that returns what it returned before if it gets the arguments of its last call."""
+  """Returns the function with a cache of its last call."""
   cached = functools.lru_cache(maxsize=1)(function)
 
   @functools.wraps(function)

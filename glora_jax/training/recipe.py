@@ -138,8 +138,8 @@ class Recipe:
 def used_only(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """Wraps an optimizer so that it updates only the numbers whose gradient is not exactly zero.
 
-  Where a structure does not use a tensor, the gradient is exactly zero. AdamW would still move it,
-  by weight decay and by the momentum of earlier steps. The wrapper leaves such numbers and their
+  If a structure does not use a tensor, its gradient is exactly zero. AdamW would still move it, by
+  weight decay and by the momentum of earlier steps. The wrapper leaves these numbers and their
   moments unchanged; the rest of the state, a count of steps for instance, advances.
 
   Args:

@@ -202,7 +202,7 @@ def _losses_and_best(runs: Iterator[Any], validation_loss: Callable) -> tuple[li
 
 
 def _warn_of_end(rates: list[float], best: int) -> None:
-  """Warns if the best rate is the lowest or the highest, and says which to try next."""
+  """Warns if the best rate is the lowest or the highest, and names rates to try next."""
   if len(rates) > 1 and best in (0, len(rates) - 1):
     rate = rates[best]
     ratio = rate / rates[1 if best == 0 else -2]

@@ -23,7 +23,8 @@ AN_INPUT = 'used as an input of other weights'
 UNUSED = 'not used'
 NO_MODULE = 'matmul outside the known modules; use glora_jax.adapt_function'
 
-# Of two kinds of reasons the log does not warn: the user's choice, and what is no linear layer.
+# Two kinds of reasons cause no warning in the log: the user's choice, and matrices that are not
+# linear layers.
 CHOSEN = (HEAD, NOT_SELECTED)
 ORDINARY = (LOOKED_UP, ITEM_BY_ITEM, CONVOLUTION, AN_INPUT, UNUSED)
 
@@ -34,7 +35,7 @@ class Origin(NamedTuple):
   Attributes:
     path: path of the parameter.
     reason: why, in a few words.
-    indexed_axes: the axes of the parameter of which single items were selected before.
+    indexed_axes: the axes of the parameter from which single items were selected before.
   """
 
   path: KeyPath
@@ -47,8 +48,8 @@ class Product(NamedTuple):
 
   Attributes:
     use: the scope of the product.
-    view: where the kernel's stack and outputs lie in the result. What the activations have brought
-      in is no axis (`Atom.is_axis`).
+    view: positions of the kernel's stack and outputs in the result. An atom from the activations is
+      not an axis (`Atom.is_axis`).
   """
 
   use: Scope
@@ -62,13 +63,14 @@ class Value:
   An array is activations (`depends`), a parameter with its axes moved (`view`), something computed
   from parameters alone (`origins`), or a constant. Matrices that the input selects from a stack are
   both activations and a view: kernels if activations are multiplied by them (a mixture of experts),
-  and otherwise what any activations are (prompts that are looked up).
+  and otherwise like any activations (prompts that are looked up).
 
   Attributes:
     depends: whether it depends on the input, or on a product that stands for the input.
     repeated: whether it is computed from parameters that are repeated for every example, learned
       queries for instance. In a product with another parameter it stands for the input.
-    view: the parameter that the array is, and where its axes are; None if it is not a parameter.
+    view: the parameter that the array is, and the positions of its axes; None if it is not a
+      parameter.
     product: the product of activations with a parameter that it is; None if it is none.
     origins: the parameters that it was computed from, unless their use has been recorded.
     number: its value, if it is one known integer.
@@ -141,8 +143,8 @@ class Use(NamedTuple):
 
   Attributes:
     scope: scope of the product.
-    view: where the parameter's axes are in the operand.
-    roles: what the operand's dimensions are: summed over ('in'), shared with the activations or
+    view: positions of the parameter's axes in the operand.
+    roles: roles of the operand's dimensions: summed over ('in'), shared with the activations or
       grouped ('stack'), or neither ('out').
     token: the token of the activations.
     scans: the scans around it, outermost first.
@@ -166,7 +168,7 @@ class Events:
       the parameter's, which have equal dimensions.
     others: the first use in anything else, as a reason that follows the parameter's name.
     forbids: the first use after which a parameter cannot be a kernel, whatever else it is used for.
-    indexed_axes: the axes of which single items are selected.
+    indexed_axes: the axes from which single items are selected.
     computed: tokens of results, by primitive, its parameters and the operands' tokens.
     changed: the parameters that are kernels although the program does something else to them: it
       multiplies them by a constant, or passes them to a function with its own gradient.
@@ -188,7 +190,7 @@ class Position(NamedTuple):
   """Where a walk is.
 
   Attributes:
-    events: what it has recorded.
+    events: the recorded events.
     convs: whether the kernels of convolutions are to be found.
     scope: the equations that it is in.
     scans: the scans among them, outermost first, by their scopes.
@@ -207,7 +209,7 @@ class Position(NamedTuple):
 
 
 def shape_of(variable: core.Var | core.Literal) -> tuple[int, ...]:
-  """Shape of a variable; () if it is no array."""
+  """Shape of a variable; () if it is not an array."""
   return getattr(variable.aval, 'shape', ())
 
 
@@ -228,7 +230,7 @@ class Step(NamedTuple):
 
   Attributes:
     equation: the equation.
-    operands: what is known of its operands.
+    operands: the values of its operands.
     position: the position within it.
   """
 
@@ -270,10 +272,10 @@ class Step(NamedTuple):
         events.forbids.setdefault(path, how)
 
   def results(self, **known: Any) -> list[Value]:
-    """What is known of every result, the same for all.
+    """The value of every result, the same for all.
 
-    What is computed again from the same numbers, without effects, has the first result's token:
-    fused layers may each pad their common input.
+    A computation that is repeated with the same numbers, without effects, has the first result's
+    token: fused layers may each pad their common input.
     """
     token = self.position.scope
     operands = tuple(value.token for value in self.operands)

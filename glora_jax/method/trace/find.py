@@ -2,7 +2,7 @@
 
 The function is traced once, so nothing is computed, and its program is searched for products
 (`dot_general`, `ragged_dot_general` and, on request, convolutions) of a parameter with something
-that depends on the input, whatever module it is in. Each axis of such a kernel has a role:
+that depends on the input, whatever module it is in. Each axis of the kernel has a role:
 
 - 'in': the product sums over it.
 - 'stack': it counts layers. The product shares it with the activations (`e` in
@@ -97,7 +97,7 @@ def find(
 
   Raises:
     ValueError: `split` does not fit.
-    Exception: what the function raises on these inputs, with a note of their shapes.
+    Exception: an error of the function on these inputs, with a note of their shapes.
 
   Example:
     >>> params = {'embed': jnp.ones((5, 4)), 'mlp': {'w': jnp.ones((4, 3)), 'b': jnp.zeros(3)}}
@@ -368,7 +368,7 @@ def _bias_of(
 
   Args:
     uses: the kernel's products.
-    sums: what is added to products; see `Events`.
+    sums: the additions to products; see `Events`.
     layout: the kernel's layout.
     shapes: shapes of all parameters, by path.
   """
@@ -392,7 +392,7 @@ class _Pair(NamedTuple):
 def _with_bias(
   layout: Layout, product: View, added: View, shapes: Mapping[KeyPath, Shape]
 ) -> Layout | None:
-  """The layout of a kernel and its bias; None if what is added is not its bias.
+  """The layout of a kernel and its bias; None if the added array is not its bias.
 
   The two views have equal dimensions, so each part of the one's axes lies along a part of the
   other's. With heads `einsum('bd,dhk->bhk', x, kernel) + bias.reshape(h, k)` the bias of h * k
@@ -470,7 +470,7 @@ def _bias_stack(
 ) -> tuple[int, ...] | None:
   """For each stack axis of a kernel the axis of the bias that lies along it, and along no other.
 
-  None if one has no such axis. Axes of size one have no atoms to compare, so a stack axis of size
+  None if a stack axis has none. Axes of size one have no atoms to compare, so a stack axis of size
   one gets the bias's first free axis of size one.
 
   Args:

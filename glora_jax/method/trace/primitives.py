@@ -1,4 +1,4 @@
-"""What primitives do to a parameter: move its axes, select parts of it, multiply it."""
+"""The effects of primitives on a parameter: move its axes, select parts of it, multiply it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def keep(step: Step) -> list[Value]:
 
 
 def scale(step: Step) -> list[Value]:
-  """Multiplication or division: by a constant, parameters and products are still what they were."""
+  """Multiplication or division: by a constant, parameters and products stay the same."""
   constants = [value for value in step.operands if value.is_constant]
   followed = step.operands[: 1 if step.name == 'div' else None]
   views = [_view(value) for value in followed]
@@ -193,7 +193,7 @@ def look_up(step: Step) -> list[Value]:
 
 
 def _items(step: Step, items: View | None, is_lookup: bool) -> list[Value]:
-  """Items of a parameter, or rows of an embedding if it is a lookup and they are no matrices.
+  """Items of a parameter, or rows of an embedding if it is a lookup and they are not matrices.
 
   If the input selects the items they are activations, too (see `Value`).
   """
@@ -224,8 +224,8 @@ def selection(params: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, lis
     shape: shape of the array.
 
   Returns:
-    The axis, and where the other axes are in the result. `weights[experts]` drops the axis, and
-    under `vmap` `weights[expert]` keeps it with a size of one.
+    The axis, and the positions of the other axes in the result. `weights[experts]` drops the axis,
+    and under `vmap` `weights[expert]` keeps it with a size of one.
   """
   numbers, sizes = params['dimension_numbers'], params['slice_sizes']
   dropped, places = numbers.collapsed_slice_dims, [*numbers.offset_dims]
@@ -300,8 +300,8 @@ def _record_use(step: Step, view: View, roles: tuple[Role, ...], token: Hashable
   events.indexed_axes[view.path] |= view.indexed_axes
 
 
-# What the dimensions of a kernel are, or why it is none; and for every dimension of the result that
-# of the kernel, or None if it is one of the activations.
+# The roles of a kernel's dimensions, or the reason why it is not a kernel; and for every dimension
+# of the result the kernel's dimension, or None if it is one of the activations.
 _Roles = tuple[tuple[Role, ...] | str, list[int | None]]
 
 

@@ -1,4 +1,4 @@
-"""How a program sees a parameter: a `View` says where the parameter's axes are in an array.
+"""How a program sees a parameter: a `View` has the positions of the parameter's axes in an array.
 
 On its way into a product a parameter is transposed, reshaped, sliced and scanned over. Its view
 records, for every dimension of the array, which part of which axis of the parameter lies there. An
@@ -59,7 +59,7 @@ class Atom(NamedTuple):
     return self.axis != NO_AXIS
 
   def split(self, size: int) -> tuple[Atom, Atom] | None:
-    """The atom as two, of which the first has the given size; None if it does not divide so."""
+    """The atom as two, the first of the given size; None if it does not divide like this."""
     inner, rest = divmod(self.size, size)
     if rest or self.start % inner:
       return None
@@ -89,12 +89,12 @@ Dim = tuple[Atom, ...]  # row-major
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """Where the axes of a parameter are in an array.
+  """Positions of the axes of a parameter in an array.
 
   Attributes:
     path: path of the parameter.
     dims: the atoms of every dimension of the array.
-    indices: the parts of axes of which one item was selected, in the order of selection.
+    indices: the parts of axes from which one item was selected, in the order of selection.
   """
 
   path: KeyPath
@@ -113,7 +113,7 @@ class View:
 
   @property
   def indexed_axes(self) -> frozenset[int]:
-    """The axes of the parameter of which single items were selected."""
+    """The axes of the parameter from which single items were selected."""
     return frozenset(index.atom.axis for index in self.indices)
 
   def transpose(self, permutation: Sequence[int]) -> View:
@@ -142,7 +142,7 @@ class View:
     return dataclasses.replace(self, dims=tuple(dims))
 
   def broadcast(self, shape: Sequence[int], places: Sequence[int]) -> View:
-    """The array repeated to a shape, in which its dimensions have the given places."""
+    """The array repeated to a shape, in which its dimensions have the given positions."""
     dims: list[Dim] = [(Atom(NO_AXIS, size),) for size in shape]
     for place, dim in zip(places, self.dims, strict=True):
       repeated = (Atom(NO_AXIS, shape[place]),) if size_of(dim) < shape[place] else ()
@@ -202,9 +202,9 @@ def _pop(remaining: list[Atom], size: int) -> Dim | None:
 def _slice_dim(dim: Dim, start: int, stop: int) -> tuple[Dim, list[Index]] | None:
   """A slice of a dimension, and the items that it selects.
 
-  Of a dimension of several atoms, [2, 3] items say, a slice is a view if it lies within one item of
-  the first atom (4 to 6), which selects that item and goes on with the rest, or if it is several
-  whole ones (0 to 3, 3 to 6). Others (2 to 4) are None.
+  Of a dimension of several atoms, [2, 3] items for instance, a slice is a view if it lies within
+  one item of the first atom (4 to 6), which selects that item and goes on with the rest, or if it
+  is several whole ones (0 to 3, 3 to 6). Others (2 to 4) are None.
   """
   if (start, stop) == (0, size_of(dim)):
     return dim, []

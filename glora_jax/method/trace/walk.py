@@ -39,7 +39,7 @@ def walk(
 
   Args:
     jaxpr: the program.
-    values: what is known of its arguments.
+    values: the values of its arguments.
     position: where it is run; `position.events` records how it uses parameters.
   """
   program = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
@@ -94,7 +94,7 @@ def branch(step: Step) -> list[Value]:
   which, *operands = step.operands
   branches = list(step.params['branches'])
   if len(branches) == 2:
-    branches.reverse()  # first what is run if the condition is true
+    branches.reverse()  # first the branch that is run if the condition is true
   results = [
     walk(body, operands, step.position.within(number)) for number, body in enumerate(branches)
   ]
@@ -109,7 +109,7 @@ def branch(step: Step) -> list[Value]:
 
 
 def loop(step: Step) -> list[Value]:
-  """`while`: the condition, and the body with what it returns."""
+  """`while`: the condition, and the body with its results."""
   tests, consts = step.params['cond_nconsts'], step.params['body_nconsts']
   of_test, of_body = step.operands[:tests], step.operands[tests : tests + consts]
   test, body = step.params['cond_jaxpr'], step.params['body_jaxpr']
@@ -124,8 +124,8 @@ def _fixed_point(
 ) -> list[Value]:
   """What is known of a loop's carry in every iteration.
 
-  The body is walked, and nothing recorded, until what is known before an iteration is also known
-  after it. That ends, since `join` can only forget views and numbers and add origins.
+  The body is walked, without recording, until the knowledge before an iteration also holds after
+  it. That ends, since `join` can only forget views and numbers and add origins.
   """
   tokens = [(step.position.scope, 'carry', number) for number in range(len(carry))]
   silent = step.position._replace(events=Events())
