@@ -142,7 +142,7 @@ def with_nulls(content: Any) -> Any:
 
 
 def read_json(path: Path, kind: str | None = None, shape: Any = Any, remedy: str = AGAIN) -> Any:
-  """Reads what `write_json` wrote.
+  """Reads a file of `write_json`.
 
   Args:
     path: path of the file.
@@ -335,7 +335,7 @@ def write_tensors(path: Path, tensors: dict[str, Any], kind: str, metadata: dict
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Reads what `write_tensors` wrote.
+  """Reads a file of `write_tensors`.
 
   Args:
     path: path of the file.
@@ -365,7 +365,7 @@ def check_metadata(path: Path, text: str, kind: str) -> dict[str, Any]:
 
   Args:
     path: path of the file.
-    text: what it has under `STAMP`.
+    text: its value of `STAMP`.
     kind: kind that it must be of.
 
   Raises:

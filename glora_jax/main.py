@@ -79,8 +79,8 @@ fields."""
 class _TextParser(flags.ArgumentParser):
   """Leaves the text of a field to `config.read`, which knows the field's type.
 
-  So what it says of a wrong value is what it says of one in a config file. Of two texts for a tuple
-  the last one counts, as for all other fields.
+  So the error for a wrong value is the same as in a config file. Of two texts for a tuple the last
+  one counts, as for all other fields.
   """
 
   def parse(self, argument: Any) -> Any:

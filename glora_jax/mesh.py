@@ -138,7 +138,7 @@ def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
   if mesh is not None and batch_size % mesh.size:
     raise ValueError(
       f'A batch of {batch_size} images cannot be split over {mesh.size} devices; make batch_size '
-      f'(and its part by accumulate) a multiple of {mesh.size}, or use fewer devices.'
+      f'(divided by accumulate) a multiple of {mesh.size}, or use fewer devices.'
     )
 
 

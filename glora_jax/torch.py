@@ -1,4 +1,4 @@
-"""PyTorch modules: adapted and trained by JAX, then folded back into PyTorch.
+"""PyTorch modules: adapted and trained with JAX, then folded back into PyTorch.
 
 A module becomes a function of its parameters. A copy of it without values is called by PyTorch, in
 an environment of torchax, in which PyTorch's operators compute on JAX arrays. JAX traces that call
@@ -368,7 +368,7 @@ _NEED_VALUES = (
   jax.errors.NonConcreteBooleanIndexError,
 )
 
-# What torchax cannot run, by an expression in its error.
+# Reasons why torchax cannot run a module, by an expression in its error.
 _NOT_RUN = {
   'mixed math': 'calls torch.vmap or torch.func, which torchax cannot run',
   'torchax Tensors can only': 'computes with an operator that torchax does not know',

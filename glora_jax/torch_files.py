@@ -128,7 +128,7 @@ def _sites(adapted: Adapted) -> dict[KeyPath, Site]:
 
 
 def _tensors(names: NameMap, path: KeyPath, site: Site | None, value: Any) -> dict[str, Any]:
-  """The torch tensors that a parameter is, by name; `site` is its layer if it has one."""
+  """The torch tensors of a parameter, by name; `site` is its layer if it has one."""
   if site is None:
     *module, leaf = path
     name, kind = (module, LEAVES[leaf]) if leaf in LEAVES else (path, 'weight')

@@ -334,8 +334,8 @@ def adapt_function(
   Args:
     function: called as `function(params, *inputs, **kwargs)`.
     params: its parameters, or their shapes, any pytree: nested dictionaries and lists, dataclasses,
-      an Equinox module. Leaves that are not arrays are passed on unchanged; to differentiate by all
-      params, pass only arrays (`eqx.partition(model, eqx.is_array)`).
+      an Equinox module. Leaves that are not arrays are passed on unchanged; to differentiate with
+      respect to all params, pass only arrays (`eqx.partition(model, eqx.is_array)`).
     *sample_inputs: example inputs of the function; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train; see `adapt`.

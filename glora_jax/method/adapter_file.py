@@ -222,7 +222,7 @@ def _not_finite(tensors: Mapping[str, Any]) -> str | None:
 
 
 def init_shapes(adapted: Adapted, params: Any) -> dict[str, Any]:
-  """The shapes of what `init` returns for parameters, of which some leaves may not be arrays."""
+  """The shapes of the variables from `init` for parameters; some leaves may not be arrays."""
   are_arrays = {path: is_array(nn.meta.unbox(leaf)) for path, leaf in flatten(params).items()}
   if not all(are_arrays.values()):
     params, _ = partition(params, are_arrays.__getitem__)
@@ -350,7 +350,7 @@ def unpack(
   adapted: Adapted,
   stored: Any,
 ) -> tuple[np.ndarray, Any, dict[str, Any]]:
-  """Turns what `read_adapter` returned into variables of an adapted model.
+  """Turns the result of `read_adapter` into variables of an adapted model.
 
   Args:
     path: path of the file.

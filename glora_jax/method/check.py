@@ -56,7 +56,7 @@ class CheckRow:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """What `check` found; it prints as a table.
+  """The results of `check`; they print as a table.
 
   Attributes:
     rows: one for each check.

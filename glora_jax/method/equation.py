@@ -15,9 +15,9 @@ None, constant and vector are the *flat* forms. The layer's adapter (`glora_jax.
 holds the arrays of all forms. Those that no form of the search space reads may be missing, and a
 tensor without arrays is none.
 
-If B changes chosen rows of a table, `B_ids` has their numbers and `B_up` what is added to them: a
-LoRA whose B_down is known, and one-hot. Such a layer has one form (`space.Layer`), so `forms` are
-not looked at.
+If B changes chosen rows of a table, `B_ids` has their numbers and `B_up` their change: a LoRA whose
+B_down is known, and one-hot. A layer with chosen rows has one form (`space.Layer`), so `forms` are
+not used.
 
 There are two ways to compute a layer:
 

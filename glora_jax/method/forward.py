@@ -1,4 +1,4 @@
-"""What a loss calls: an adapted model with the structure and the adapter of one training step."""
+"""The `forward` of a loss: an adapted model with the structure and adapter of a training step."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
 
 
 def check_data(loss: Loss, data: Any) -> None:
-  """Raises ValueError if arrays, or a list of batches, are not what a loss with a `check` needs.
+  """Raises ValueError if arrays, or a list of batches, do not pass the `check` of a loss.
 
   That of `classification()` checks the labels. It learns the number of classes when the model is
   traced, so a label that is too large is found only after that, when it has made the loss NaN.

@@ -263,7 +263,7 @@ def fuse(
   Args:
     sites: the linear modules, in order.
     ties: lists of path ends. Sibling layers with these ends are fused; see `adapt`.
-    choices: by a site's name what fused sites must have in common: search space and chosen rows.
+    choices: by a site's name the search space and chosen rows, which fused sites must share.
 
   Returns:
     Tuples of sites; fused ones in the order of their list.

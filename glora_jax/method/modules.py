@@ -70,7 +70,7 @@ def discover(
     embeddings: whether tables that are looked up do.
 
   Returns:
-    The parameters as `jax.ShapeDtypeStruct`, in the model's own boxes, and what was found: by the
+    The parameters as `jax.ShapeDtypeStruct`, in the model's own boxes, and the layers; from the
     program alone if the model does not run on parameters in boxes.
 
   Raises:
@@ -177,7 +177,7 @@ class Box(nn.meta.AxisMetadata[Any]):
   A model may also read a parameter out of its variables, without `self.param`, to tie it to
   something. So a box stands in for its array (`box @ x`, `box.T`, `box[0]`), and records that it
   was read: a kernel that others read cannot be merged in its module alone. An operation that a box
-  does not have, as arithmetic (`box + 1`), ends this trace, and `discover` goes by the program
+  does not have, such as arithmetic (`box + 1`), ends this trace, and `discover` uses the program
   alone.
 
   Attributes:
@@ -450,7 +450,7 @@ class _RunAdapted:
 def _dense(
   module: Any, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *rest: Any
 ) -> jax.Array:
-  """What an `nn.Dense` returns with an adapter, which acts on its output.
+  """Calls an `nn.Dense` with an adapter, which acts on its output.
 
   It computes in the type that inputs, kernel and bias have in common, as `nn.Dense` does.
   """

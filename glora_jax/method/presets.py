@@ -388,7 +388,7 @@ def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
   Args:
     spec: the layers.
     structure: a preset's name (see `preset`), choices by layer (`custom_genome`), a genome int
-      [layer, 5], what `genome_to_json` returned, or the path of a genome file or of an adapter.
+      [layer, 5], a result of `genome_to_json`, or the path of a genome file or of an adapter.
 
   Raises:
     FileNotFoundError: there is no such file.

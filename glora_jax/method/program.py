@@ -402,8 +402,8 @@ def _scanned(kernel: Deferred) -> Deferred | None:
 def _evaluate_arrays(equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
   """The results of an equation of arrays, one for each of its outputs.
 
-  It is run as a program of one equation, so that JAX itself does what `eval_jaxpr` does for a
-  primitive: sub-programs, effects, several results.
+  It is run as a program of one equation, so that JAX itself evaluates the primitive as in
+  `eval_jaxpr`: sub-programs, effects, several results.
   """
   arguments = {
     atom: value

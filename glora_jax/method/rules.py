@@ -1,4 +1,4 @@
-"""Three rules for the computation when a model uses an adapted kernel.
+"""Three rules to compute with an adapted kernel when a model uses it.
 
     merge     for any use: the kernel with its adapter merged in, W' = W + W * A + B
     multiply  for a product with activations: x W' = (x W) * (1 + A) + (x B_down) B_up, without an

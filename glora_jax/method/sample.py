@@ -54,7 +54,7 @@ def unchanged(images: Any, key: jax.Array | None = None) -> Any:
   return images
 
 
-_RAW_KEYS = ((2,), (4,))  # shapes of `jax.random.PRNGKey`, by JAX's implementations
+_RAW_KEYS = ((2,), (4,))  # shapes of `jax.random.PRNGKey` in JAX's implementations
 
 
 def check_key(key: Any) -> None:

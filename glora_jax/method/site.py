@@ -276,7 +276,7 @@ def interleave(
   the stack, also if a scan runs in reverse: rows of saved genomes have this order.
 
   Args:
-    items: what runs, in the order of the program, each with the loops around it, outermost first.
+    items: the calls, in the order of the program, each with the loops around it, outermost first.
     numbers: the iterations that all these items are in; () outside of loops.
   """
   level = len(numbers)

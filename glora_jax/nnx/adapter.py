@@ -141,7 +141,7 @@ def fix_forms(adapter: Adapter, genome: np.ndarray) -> None:
 
 
 class Member(NamedTuple):
-  """What one layer of an adapter's reads, within the transforms around its module.
+  """The arrays of one layer, within the transforms around its module.
 
   Attributes:
     layout: which axes of its kernel are which.

@@ -10,8 +10,8 @@ of a module are adapted, the wrapper of the first is inside that of the second, 
 
 No tensor has the name of its parameter. The first is the one that the module registers first, and
 here the one that the model uses first, which is the same in transformers' modules.
-tests/peers/test_experts.py proves it by PEFT's outputs. The weight of a router is a parameter with
-one expert.
+tests/peers/test_experts.py proves it with PEFT's outputs. The weight of a router is a parameter
+with one expert.
 """
 
 from __future__ import annotations

@@ -447,7 +447,7 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
 def _side_by_side(group: Group, changes: Changes, tensor: str) -> Arrays:
   """A layer's A or B from those of its modules, each of which is zero in the others' outputs.
 
-  Those with an equal `down` share its columns, so that what `save_peft` wrote gets its rank back.
+  Those with an equal `down` share its columns, so that a layer from `save_peft` gets its rank back.
   """
   by_down: dict[bytes, Factors] = {}
   for module, change in changes:

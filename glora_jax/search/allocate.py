@@ -92,7 +92,7 @@ def allocate(
       rounded up.
     floor: whether all layers get the vectors of A and E first, if the budget is at least 1.5 times
       their cost.
-    prior: an allocation on the same model by another loss with more or clearer examples, of any
+    prior: an allocation on the same model with another loss and more or clearer examples, of any
       budget, transferred scores (`search.transfer`), or a list of several with equal weight; its
       scores are pooled with those of this loss (`search.priors`). Which layers matter depends
       mostly on the backbone, so a task with a noisy gradient gains. Or a function that returns one

@@ -16,7 +16,7 @@ from glora_jax.search.unit_scores import UNIT_FORMS, UnitScores
 
 
 class Unit(NamedTuple):
-  """A vector or one rank of a LoRA, which could be chosen by itself; for tables and pictures.
+  """A vector or one rank of a LoRA, which could be chosen alone; for tables and pictures.
 
   Attributes:
     layer: name of the layer.

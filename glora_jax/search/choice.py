@@ -57,7 +57,7 @@ class Curve(NamedTuple):
 
   Attributes:
     params: trained parameters, int64 [purchase + 1], ascending.
-    scores: total score of all that is bought by then, float64 [purchase + 1].
+    scores: total score of all purchases so far, float64 [purchase + 1].
     knee: index of the proposed budget, at which the curve is highest above its chord.
   """
 

@@ -72,7 +72,7 @@ def pool(scores: UnitScores, prior: UnitScores, weight: float) -> UnitScores:
 
   Args:
     scores: scores of the units.
-    prior: scores by another loss, of the same layers and ranks.
+    prior: scores from another loss, of the same layers and ranks.
     weight: weight of the prior, from 0 to 1; see `prior_weight`.
 
   Example:

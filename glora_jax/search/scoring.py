@@ -115,7 +115,7 @@ def make_scorer(
   def scorer_of_chunk(chunk: int) -> Callable[..., Scores]:
     return reported('scoring', jax.jit(functools.partial(evaluator.totals, chunk=chunk)))
 
-  # By what the memory depends on: a call with one genome or example must not decide for others.
+  # Keyed by all that the memory depends on: a call with one genome must not decide for others.
   chunks: dict[Any, int] = {}
 
   def score_in_memory(variables: Any, genomes: Any, data: Any) -> Scores:

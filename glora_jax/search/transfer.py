@@ -48,7 +48,7 @@ def write(path: Path, spec: Spec, losses: Sequence[UnitScores]) -> None:
   Args:
     path: path of the JSON file.
     spec: the layers.
-    losses: scores of their units by each loss (`Allocation.scores`).
+    losses: scores of their units from each loss (`Allocation.scores`).
 
   Raises:
     ValueError: there are no scores, or not a finite one of at least 0 for each layer.

@@ -1,7 +1,7 @@
 """Scores of all that a structure can train, and starting values of LoRAs, from the mean gradient.
 
-A *unit* is what can be added to a structure by itself: a vector, or one rank of a LoRA. Scores of
-all units are comparable: each is the squared gradient of the unit's parameters at the base model.
+A *unit* can be added to a structure alone: a vector, or one rank of a LoRA. Scores of all units are
+comparable: each is the squared gradient of the unit's parameters at the base model.
 
     E vector   g                      A vector   sum over inputs of W * G
     C vector   W @ g                  LoRA of B  u^T G, of A  u^T (W * G)
@@ -33,7 +33,7 @@ class UnitScores(NamedTuple):
 
   Attributes:
     A_vector: [layer].
-    A_lora: [layer, rank], each rank by itself.
+    A_lora: [layer, rank], each rank alone.
     B_lora: [layer, rank], likewise.
     C_vector: [layer].
     E_vector: [layer].
@@ -127,7 +127,7 @@ def mean_scores(losses: Sequence[UnitScores]) -> UnitScores:
   """The mean of several losses' scores, each scaled to a total of 1 first.
 
   Args:
-    losses: scores by each loss, of the same layers and ranks.
+    losses: scores from each loss, of the same layers and ranks.
 
   Returns:
     Scores whose total is 1 at most.

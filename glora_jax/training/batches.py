@@ -1,8 +1,8 @@
 """The batches of training steps: their kinds, their order, and how they get to the device.
 
-`source_of` turns what `fit` accepts into one of three sources: `Resident` (arrays), `Streamed` (an
-object with `batches(indices)`) and `Loader` (an iterable of batches). Each has `blocks(...)`, which
-yields the batches of consecutive steps for one compiled call.
+`source_of` turns the batches that `fit` accepts into one of three sources: `Resident` (arrays),
+`Streamed` (an object with `batches(indices)`) and `Loader` (an iterable of batches). Each has
+`blocks(...)`, which yields the batches of consecutive steps for one compiled call.
 
 The order of a data set is a function of the key and the step number alone. It is the same for both
 kinds of data sets, and for a run that starts at a later step.
@@ -51,7 +51,7 @@ class Block(NamedTuple):
   """The batches of consecutive training steps.
 
   Attributes:
-    stop: number of steps of the training that are completed by the end of the block.
+    stop: number of steps of the training that are completed at the end of the block.
     data: tree of arrays: the data set [n, ...], or the batches [steps, batch, ...].
     indices: the examples of every step, int32 [steps, batch], or of n runs [steps, n, batch]; None
       if `data` holds the batches.

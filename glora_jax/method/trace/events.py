@@ -1,4 +1,4 @@
-"""What a walk over a program knows of arrays (`Value`) and records of parameters (`Events`)."""
+"""A walk's knowledge of arrays (`Value`), and its records of parameters (`Events`)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Product(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-  """What is known of an array.
+  """The knowledge of an array.
 
   An array is activations (`depends`), a parameter with its axes moved (`view`), something computed
   from parameters alone (`origins`), or a constant. Matrices that the input selects from a stack are
@@ -107,7 +107,7 @@ def origins_of(values: Iterable[Value], reason: str) -> tuple[Origin, ...]:
 
 
 def join(first: Value, second: Value, token: Hashable) -> Value:
-  """What is known of an array that may be one or the other.
+  """The value of an array that may be one or the other.
 
   Args:
     first: one value.

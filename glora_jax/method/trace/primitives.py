@@ -265,8 +265,9 @@ def multiply(step: Step) -> list[Value]:
   """`dot_general`, `ragged_dot_general` and `conv_general_dilated`.
 
   The kernel is the operand that is less like an input: a parameter against activations, or one that
-  is not repeated for every example against one that is, such as learned queries. What the input has
-  selected from a stack is like a parameter against activations, and like activations against one.
+  is not repeated for every example against one that is, such as learned queries. An array that the
+  input has selected from a stack counts as a parameter against activations, and as activations
+  against a parameter.
   """
   first, second = (
     3 - _has_matrices(value.view) if value.depends else value.repeated

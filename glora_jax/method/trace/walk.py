@@ -35,7 +35,7 @@ from glora_jax.method.trace.primitives import (
 def walk(
   jaxpr: core.Jaxpr | core.ClosedJaxpr, values: Sequence[Value], position: Position
 ) -> list[Value]:
-  """What is known of a program's results.
+  """The values of a program's results.
 
   Args:
     jaxpr: the program.
@@ -122,7 +122,7 @@ def loop(step: Step) -> list[Value]:
 def _fixed_point(
   step: Step, body, consts: Sequence[Value], carry: Sequence[Value], items: Sequence[Value]
 ) -> list[Value]:
-  """What is known of a loop's carry in every iteration.
+  """The values of a loop's carry that hold in every iteration.
 
   The body is walked, without recording, until the knowledge before an iteration also holds after
   it. That ends, since `join` can only forget views and numbers and add origins.
@@ -139,7 +139,7 @@ def _fixed_point(
 
 
 def _after(step: Step, carry: Sequence[Value]) -> list[Value]:
-  """What is known of a loop's carry after the last iteration; the numbers are other ones."""
+  """The values of a loop's carry after the last iteration; the numbers are other ones."""
   return [
     dataclasses.replace(value, token=(step.position.scope, number))
     for number, value in enumerate(carry)
