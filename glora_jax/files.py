@@ -256,7 +256,7 @@ def check_stamp(path: Path, stamp: Any, kind: str, remedy: str = AGAIN) -> None:
   if format > known:
     raise LaterVersionError(
       f'{printable(path)} was written by a later version of glora_jax (format {shown(format)} of '
-      f'{kind!r}; this version reads up to {known}); upgrade glora_jax, or use a file of this '
+      f'{kind!r}, and this version reads up to {known}); upgrade glora_jax, or use a file of this '
       'version.'
     )
 

@@ -314,8 +314,8 @@ def check_sizes(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> No
     if there.get(name, here) != here:
       raise ValueError(
         f'The adapter {printable(path)} was trained on a base whose {name} is '
-        f'{shown(there[name])}, and it is {here} here; {EXTEND}; or pass '
-        'strict=False to use this base as it is, if the layers fit.'
+        f'{shown(there[name])}, and it is {here} here; {EXTEND}. Or pass '
+        'strict=False to use this base unchanged, if the layers fit.'
       )
 
 
@@ -451,8 +451,8 @@ def check_tensors(
     adapter: the parts of the adapter that its genome reads, by their names in the file.
 
   Raises:
-    ValueError: an array of the adapter is missing, misshaped or not read by the genome; a name is
-      not that of a tensor in a collection; or numbers are not finite or not floating-point.
+    ValueError: an array of the adapter is missing, misshaped or not read by the genome, a name is
+      not that of a tensor in a collection, or numbers are not finite or not floating-point.
   """
   arrays = {name: value for name, value in tensors.items() if name.startswith(f'{COLLECTION}/')}
   if problems := differences(arrays, adapter):

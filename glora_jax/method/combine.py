@@ -73,8 +73,8 @@ def combine(
       the result has; these are not added. None writes none: `load_adapter` keeps the base's heads.
 
   Returns:
-    The loss by cutting ranks, by layer and tensor (`blocks/fc1[0]/B`): the Frobenius norm of what
-    is lost, relative to the whole. Tensors that are exact in float32 are left out: {} is an exact
+    The loss by cutting ranks, by layer and tensor (`blocks/fc1[0]/B`): the Frobenius norm of the
+    lost part, relative to the whole. Tensors that are exact in float32 are left out: {} is an exact
     sum.
 
   Raises:

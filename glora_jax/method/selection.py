@@ -177,8 +177,8 @@ class Selection:
     if wrong or ('' in self.ids and len(set(tables.values())) > 1):
       sizes = ', '.join(f'{name} ({size:,} rows)' for name, size in tables.items())
       raise ValueError(
-        f'embeddings: ids are given for {listed(wrong) or "all tables"}, but the tables that are '
-        f'looked up and are no heads are {sizes or "none"}; pass ids by name of table.'
+        f'embeddings: ids are given for {listed(wrong) or "all tables"}, but the tables that can '
+        f'have them are {sizes or "none"}; pass ids by name of table.'
       )
     rows = {}
     for name, size in tables.items():

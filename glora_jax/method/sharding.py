@@ -41,8 +41,8 @@ def shard_arrays(mesh: Mesh, tree: Any, min_bytes: int = MIN_BYTES) -> Any:
   _, devices = _parts(mesh)
   if large and all(sharded_axis(np.shape(leaf), devices) is None for leaf in large):
     raise ValueError(
-      f'No axis of the frozen weights is divisible by {devices} devices; the largest weight is '
-      f'{np.shape(max(large, key=_bytes))}; shard them over another number.'
+      f'No axis of the frozen weights is divisible by {devices} devices (the largest weight is '
+      f'{np.shape(max(large, key=_bytes))}); shard them over another number.'
     )
 
   def place(leaf):

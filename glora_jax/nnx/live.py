@@ -345,7 +345,7 @@ def shard(
 
   Raises:
     TypeError: `mesh` is not a mesh.
-    ValueError: the model is not attached, or only a part of one that is; or the number of devices
+    ValueError: the model is not attached, or only a part of one that is, or the number of devices
       divides no kernel; the model is unchanged.
 
   Example:

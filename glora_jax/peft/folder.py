@@ -148,7 +148,7 @@ def save_peft(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: the kind cannot hold the structure, or none can; a layer or head has no name; or the
+    ValueError: the kind cannot hold the structure, or none can, a layer or head has no name, or the
       variables are those of another model or not finite.
 
   Example:
@@ -213,7 +213,7 @@ def load_peft(
   have a LoRA of that rank.
 
   Args:
-    adapter: path of its folder; its name on the hub, `hf:owner/name[@revision]`; or the result of
+    adapter: path of its folder, its name on the hub, `hf:owner/name[@revision]`, or the result of
       `read_peft`.
     adapted: the adapted base model, with the heads that the adapter trains.
     params: the base's parameters; heads of the adapter replace theirs. The heads of a quantized

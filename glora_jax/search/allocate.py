@@ -104,10 +104,10 @@ def allocate(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is out of range; the variables or a prior belong to another model; the
-      space has no form that is considered; the budget is too small for any unit; there are no
-      batches, or one batch and a prior; a loss or gradient is not finite; or no layer has a
-      gradient.
+    ValueError: an argument is out of range, the variables or a prior belong to another model, the
+      space has no form that is considered, or the budget is too small for any unit. Also if there
+      are no batches (or one, with a prior), if a loss or gradient is not finite, or if no layer has
+      a gradient.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp

@@ -113,9 +113,9 @@ def evolve(
 
   Raises:
     TypeError: an argument has another type, or `score` does not return a pair.
-    ValueError: no structure is within the budget; `initial` or `archive` are of another spec; a
-      score is not a number, a count of right answers is not an integer, or a loss not finite; or
-      there are no right answers to rank by.
+    ValueError: no structure is within the budget; `initial` or `archive` are of another spec. Also
+      if a score is not a number, a count of right answers is not an integer, a loss is not finite,
+      or there are no right answers to rank by.
 
   Example:
     >>> import jax

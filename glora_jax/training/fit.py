@@ -118,12 +118,12 @@ def fit(
   Raises:
     TypeError: an argument has the wrong type, the data are not all numbers, or the metrics are not
       a dictionary.
-    ValueError: an argument is out of range; the data have no examples, or arrays of different
-      lengths; the loss or a metric is not one number; the batch size does not fit the data or the
-      mesh; a batch or its paths do not divide into equal parts; an iterator would have to start
-      anew; the number of steps is unknown, or the length of the batches is wrong; `state` has other
-      arrays or more steps than this training; several runs lack a start or a rate each, have no
-      arrays, or have a mesh; or, for `classification()`, a label is not a class.
+    ValueError: an argument is out of range, or the loss or a metric is not one number. The data
+      have no examples, arrays of different lengths or, for `classification()`, a label that is not
+      a class. The batch size does not fit the data or the mesh, or a batch or its paths do not
+      divide into equal parts. An iterator would have to start again, the number of steps is
+      unknown, or the length of the batches is wrong. `state` has other arrays or more steps than
+      this training. Several runs lack a start or a rate each, have no arrays, or have a mesh.
     NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
       the last good one.
 

@@ -42,7 +42,7 @@ class Recipe:
 
   Raises:
     TypeError: a field has the wrong type.
-    ValueError: a number is not finite or out of range; `accumulate` does not divide `batch_size`;
+    ValueError: a number is not finite or out of range, `accumulate` does not divide `batch_size`,
       or `warmup_epochs` is more than `epochs`.
 
   Example:
