@@ -150,7 +150,6 @@ NOT_YET = [
   'docs/howto/tunix.md',
   'docs/howto/vtab.md',
   'docs/reference/commands.md',
-  'docs/reference/files.md',
   'glora_jax/vision/data/splits.py',
   'glora_jax/vision/models/peft.py',
   'glora_jax/vision/models/weights.py',
