@@ -149,7 +149,6 @@ NOT_YET = [
   'docs/howto/torch.md',
   'docs/howto/tunix.md',
   'docs/howto/vtab.md',
-  'docs/reference/commands.md',
   'glora_jax/vision/data/splits.py',
   'glora_jax/vision/models/peft.py',
   'glora_jax/vision/models/weights.py',

@@ -58,7 +58,7 @@ def run(
     workdir: folder for all output; one task each.
     stop: called after every dispatch and generation and before every stage; if it returns True,
       everything is saved and the run ends. No signal handlers are installed.
-    shared: folder of the stages that runs of a suite have in common, such as a head alone; None if
+    shared: folder of the stages that runs of a suite have in common, such as the head; None if
       the workdir has them.
     listed: what `train` returned and a suite has frozen; None if this run is alone.
 
