@@ -309,9 +309,8 @@ def low_rank_product(down: jax.Array, up: jax.Array) -> jax.Array:
   """The product of two thin factors [in, r] and [r, out]: a sum of outer products for a low rank.
 
   The sum is elementwise, so XLA fuses it with its addition to a kernel: one pass, and no second
-  array of the kernel's size. Folding a model on CPU takes a fifth of the time. In a layer that
-  merges as it runs, the TPU compiler needs less memory for a matrix product
-  (`benchmarks/RESULTS.md`).
+  array of the kernel's size. In a layer that merges as it runs, the TPU compiler needs less memory
+  for a matrix product (`benchmarks/RESULTS.md`).
   """
   if up.shape[0] > LOW_RANK:
     return matrix_product(down, up)

@@ -302,7 +302,7 @@ def graft(
 
   They go into `params` itself, since a third-party `nn.scan` may pass on no other collection. What
   the model also reads outside of its modules' calls is folded at once. So are biases: on CPU a step
-  takes longer if a scan over layers merges them (1.5 times as long for BitFit).
+  takes longer if a scan over layers merges them.
 
   Args:
     groups: the adapted layers.

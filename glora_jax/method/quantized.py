@@ -1,6 +1,6 @@
 """A base model whose parameters are quantized: qwix's arrays (int8, NF4 and all its other types).
 
-They stay quantized among the variables, a quarter of float32's bytes or less, and each is
+They stay quantized among the variables, about a quarter of float32's bytes or less, and each is
 dequantized where the model uses it (`glora_jax.method.program`): in float32, then cast to the
 model's own type. Folded parameters are float32, and lose nothing; `requantize` quantizes them as
 the base was.
