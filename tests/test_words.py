@@ -140,13 +140,6 @@ PUBLIC = public_names()
 
 # Pages that still have some of them.
 NOT_YET = [
-  'docs/design/differences.md',
-  'docs/howto/keras.md',
-  'docs/howto/language_model.md',
-  'docs/howto/nnx.md',
-  'docs/howto/peft.md',
-  'docs/howto/torch.md',
-  'docs/howto/tunix.md',
   'glora_jax/vision/data/splits.py',
   'glora_jax/vision/models/peft.py',
   'glora_jax/vision/models/weights.py',
