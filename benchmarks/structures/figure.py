@@ -1,8 +1,7 @@
-"""Draws ours less the best fixed method, with intervals, by matplotlib (the extra `notebooks`).
+"""Draws how far ours is ahead of the best fixed method, using matplotlib (the extra `notebooks`).
 
 A panel for each budget that has results, a line for each task that has some. The fixed method is
-the best of all of at most the budget, by the means of the tests that it is compared on; its name
-stands at the right.
+the best of all of at most the budget, chosen by the same tests. Its name stands at the right.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +48,7 @@ def draw_differences(
 
 
 def draw_legend(picture: Figure, lines: Iterable[Line], sets: Iterable[str] = ()) -> None:
-  """What the axis, the colors, and the markers of some sets of tasks mean."""
+  """Explains the axis, the colors, and the markers of some sets of tasks."""
   verdicts = {line.difference.verdict for line in lines}
   ink = {'color': COLORS['ink'], 'linewidth': 0}
   handles = [Line2D([], [], marker=MARKERS[name], label=SETS[name], **ink) for name in sets]
