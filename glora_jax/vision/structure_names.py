@@ -1,4 +1,4 @@
-"""Names of structures in a run: in its config, in its tables, of its folders and its stages."""
+"""Names of structures in a run: in its config, its tables, its folders and its stages."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def check_preset(name: str) -> None:
   parse_preset_name(name)
   if len(file_name(name)) > _LONGEST_NAME:
     raise ValueError(
-      f'The preset {shown(name)} is too long for the name of its folder; give a shorter place.'
+      f'The preset {shown(name)} is too long for the name of its folder; give a shorter target.'
     )
 
 
 def preset_label(spec: Spec, name: str) -> str:
-  """What tables call a preset: its title, with its rank where it has one.
+  """The name of a preset in tables: its title, with its rank if it has one.
 
   Args:
     spec: the layers.
     name: a preset's name.
 
   Raises:
-    ValueError: no preset can have this name, or no layer is in its place.
+    ValueError: no preset can have this name, or its target matches no layer.
 
   Example:
     >>> from glora_jax import Layer, SearchSpace, Spec
@@ -67,7 +67,7 @@ def preset_label(spec: Spec, name: str) -> str:
 
 
 def file_name(name: str) -> str:
-  """A preset's name as that of a file; a regular expression may hold what names of files may not.
+  """A preset's name as that of a file, without characters that names of files may not have.
 
   Example:
     >>> file_name('lora:2@qkv'), file_name('lora@blocks/3')
@@ -81,13 +81,14 @@ def stage_title(stage: str, structures: Mapping[str, Mapping[str, Any]]) -> str:
 
   Args:
     stage: its name, 'supernet' or 'training/lora' for instance.
-    structures: what `result.json` says of each, by name.
+    structures: their entries in `result.json`, by name.
 
   Example:
     >>> stage_title('training/lora', {'lora': {'label': 'lora:4'}}), stage_title('head', {})
-    ('lora:4', 'head alone')
+    ('lora:4', 'linear probe for the gradient')
   """
-  name, titles = structure_of(stage), {'head': 'head alone', 'finetune': 'finetuning'}
+  name = structure_of(stage)
+  titles = {'head': 'linear probe for the gradient', 'finetune': 'finetuning'}
   return structures[name]['label'] if name in structures else titles.get(stage) or name or stage
 
 

@@ -1,4 +1,4 @@
 """Results as pages and CSV.
 
-Starts nothing and trains nothing: it reads what a run has found.
+Starts nothing and trains nothing: it reads the results of a run.
 """

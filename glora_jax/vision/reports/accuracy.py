@@ -1,4 +1,4 @@
-"""Accuracies on a page: plots, tables, and sentences on what is best and by how much."""
+"""Accuracies on a page: plots, tables, and sentences that compare the best structures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHANCE = 0.05  # larger p-values may be chance
 
 
 def blocks_of(pivot: Pivot) -> Blocks:
-  """The accuracies on a page: of one task by structure, or of several by task; none without any."""
+  """The accuracies on a page: one task by structure, several by task; empty if there are none."""
   if not pivot.methods:
     return []
   table, gains = table_of(pivot), tell_gains(pivot)
@@ -117,7 +117,7 @@ def tell_best(pivot: Pivot) -> str:
 def tell_gains(pivot: Pivot) -> list[str]:
   """A sentence for every structure that a grid chose, against the best fixed one in its budget.
 
-  The best is by accuracy; differences are between runs of the same seed.
+  The best fixed structure is the most accurate one. Differences are between runs of the same seed.
   """
   title = pivot.headline
   if not title or not pivot.board.is_grid:
@@ -196,7 +196,7 @@ def plot_of_tasks(pivot: Pivot) -> DotPlot:
 
 
 def table_of(pivot: Pivot) -> Table:
-  """The accuracies: of one task a row for each structure, of several a column for each method."""
+  """The accuracies: one task has a row for each structure, several a column for each method."""
   board, methods = pivot.board, pivot.methods
   caption, titles = 'Accuracy in percent', methods[0].cells
   if board.by_task:

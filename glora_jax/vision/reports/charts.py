@@ -18,7 +18,7 @@ class Axis(NamedTuple):
   """Where values lie along a side of a chart.
 
   Attributes:
-    label: what is measured.
+    label: the quantity.
     values: the ticks, ascending; the first and the last are its ends.
     is_log: whether it is logarithmic.
   """
@@ -60,7 +60,7 @@ def axis(
   """An axis for values, with round ticks.
 
   Args:
-    label: what is measured.
+    label: the quantity.
     values: finite numbers; on a logarithmic axis at least one, all positive.
     is_log: whether it is logarithmic.
     whole: whether only whole numbers make sense.
@@ -139,7 +139,7 @@ class Chart(NamedTuple):
   """Curves and points over two axes.
 
   Attributes:
-    title: what the chart shows, also for screen readers.
+    title: its caption, also for screen readers.
     x: the axis below.
     y: the axis on the left.
     lines: curves and crowds.
@@ -208,7 +208,7 @@ class DotPlot(NamedTuple):
   """Dots above a common axis.
 
   Attributes:
-    title: what the plot shows.
+    title: its caption.
     axis: the axis.
     rows: one below the other.
     legend: (name, color, shape) of the marks.

@@ -23,7 +23,7 @@ def search_blocks(result: Result, spec: Spec, archive: Archive | None) -> Blocks
   """Charts of a search, and how its front grew; empty without a search.
 
   Args:
-    result: what `report.write_run` is given.
+    result: see `report.write_run`.
     spec: the layers that the search chose forms for.
     archive: the search's; None without a search.
   """

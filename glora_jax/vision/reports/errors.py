@@ -66,7 +66,7 @@ class Images(NamedTuple):
 
 
 def blocks_by_class(result: Result) -> Blocks:
-  """A baseline, the calibration, and metrics of each class; nothing if a run was not tested."""
+  """A baseline, the calibration, and metrics of each class; empty if a run was not tested."""
   if 'by_class' not in result:
     return []
   counts, *shares = result['by_class'].values()
@@ -111,7 +111,7 @@ def blocks_of(outcome: Outcome | None) -> Blocks:
   pairs = sorted(np.argwhere(confused).tolist(), key=lambda pair: -confused[tuple(pair)])
   named = [
     (
-      f'{classes[true]}, taken for {answers[answer]}',
+      f'{classes[true]}, mistaken for {answers[answer]}',
       matrix[true, answer],
       f'{matrix[true, answer]:,} of {matrix[true].sum():,}',
     )

@@ -1,4 +1,4 @@
-"""How results were made: which images chose what, times, programs, and commands to use them."""
+"""How results were made: use of the images, times, programs, and commands that use the results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RESIZED = {'squash': 'resized to a square', 'crop': 'cropped to a square'}
 
 
 def left_out(workdir: str) -> Blocks:
-  """The images that cannot be decoded, with the reason; nothing if there are none."""
+  """The images that cannot be decoded, with the reason; empty if there are none."""
   rows = [(row.image, row.split, row.fault) for row in record.read(workdir) if row.fault]
   title = 'Images left out because they cannot be decoded'
   table = Table(title, ('image', 'split', 'reason'), rows, 3, is_folded=len(rows) > LONG)
@@ -43,7 +43,7 @@ def left_out(workdir: str) -> Blocks:
 
 
 def tell_run(result: Result, spec: Spec) -> str:
-  """How a run went: what was adapted, searched and folded; see `report.write_run`."""
+  """How a run went: adaptation, search and fold; see `report.write_run`."""
   layers = len(result['structures'][result['result']]['genome'])
   made = f'A pretrained model was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
@@ -56,7 +56,7 @@ def tell_run(result: Result, spec: Spec) -> str:
       A supernet of all their forms was trained (its largest structure has {largest:,} parameters),
       and the search scored {result['evaluations']:,} structures
       {'' if budget is None else f'of at most {budget:,} parameters'} on {number:,} {split} images
-      by {result['fitness']}.
+      and ranked them by {result['fitness']}.
     """
   if 'fold_max_abs_diff' in result:
     kept = Markup("""
@@ -68,24 +68,24 @@ def tell_run(result: Result, spec: Spec) -> str:
 
 
 def tell_protocol(result: Result) -> str:
-  """Which images were used for what; empty if the page begins with that."""
+  """How each split was used; empty if the page begins with that."""
   if result['protocol'] == 'paper':
     return ''
-  images, chosen = 'the training images alone', ''
+  images, chosen = 'the training images only', ''
   if result['evaluations'] is not None:
     chosen = """
-      The validation images chose the searched structure, in a supernet trained on the training
-      images alone.
+      The searched structure was chosen on the validation images, with a supernet trained on the
+      training images only.
     """
   elif result['structure'] == TRANSFER or result['structure'].endswith(GENOME_ENDING):
     chosen = """
-      The structure comes from a file that does not say how it was chosen; if that was on these
-      validation or test images, their accuracies are too high.
+      The structure comes from a file, which does not record how it was chosen. If it was chosen on
+      these validation or test images, their accuracies are too high.
     """
   if result['train_on'] != 'train':
-    images = 'training and validation images together; only test images measure it'
+    images = 'training and validation images together, so only test images measure it'
   elif result['keeps_best']:
-    chosen = f'{chosen} The validation images chose the epochs to keep.'
+    chosen = f'{chosen} The epochs to keep were chosen on the validation images.'
   tested = 'fold_max_abs_diff' in result and TEST_LIST
   return paragraph(chosen, f'Every structure was trained on {images}.', tested)
 
@@ -107,7 +107,7 @@ def cost(pivot: Pivot) -> Blocks:
     _bars(((method.label, method.mean('seconds', '.0f').value) for method in pivot.ours), 'purple'),
     Heading('All runs'),
     every,
-    'What several runs share counts in each of them.',
+    'The time of a stage that several runs share counts in each of them.',
   ]
 
 
@@ -120,7 +120,7 @@ def _bars(seconds: Iterable[tuple[str, float]], color: str = 'dim') -> Bars:
 
 
 def table_of_programs(result: Result) -> Table:
-  """What each stage compiled: the seconds that this took, and the memory of each device."""
+  """The programs that each stage compiled: seconds of compiling, and memory of each device."""
   rows = []
   for stage, programs in result['programs'].items():
     for name, found in programs.items():
@@ -130,7 +130,7 @@ def table_of_programs(result: Result) -> Table:
         (stage_title(stage, result['structures']), name, duration(found['seconds']), *shown)
       )
   return Table(
-    'Compiled programs, and their memory on each device by the compiler',
+    'Compiled programs, and the memory that each needs on a device',
     ('stage', 'program', 'compiled in', *(f'{kind}, MiB' for kind in MEMORY)),
     rows,
     text_columns=2,
@@ -138,7 +138,7 @@ def table_of_programs(result: Result) -> Table:
 
 
 def reproduce(board: Board) -> Blocks:
-  """What the results were made from, and with which commands."""
+  """Data, weights, versions and commands that the results were made with."""
   facts, processes = [], []
   for name, result in board.finished.items():
     processes += [each for each in result.get('provenance', ()) if each not in processes]

@@ -15,10 +15,10 @@ class Number(NamedTuple):
   """A number of a table: the mean of repeated measurements, with their spread if there are several.
 
   Attributes:
-    repeats: the measurements that are there, by run.
+    repeats: the measurements so far, by run.
     total: how many there will be; 0 for no more.
     digits: format of the number.
-    has_spread: whether a spread means something.
+    has_spread: whether a spread is meaningful.
 
   Example:
     >>> str(Number({0: 1, 1: 2, 2: 3})), str(Number({0: 1}, 2)), str(Number({}, 2))
@@ -47,7 +47,7 @@ class Number(NamedTuple):
 
   @property
   def deviation(self) -> float | None:
-    """The sample standard deviation; None if that means nothing."""
+    """The sample standard deviation; None if it is not meaningful."""
     return statistics.stdev(self.repeats.values()) if self.has_spread and self.done > 1 else None
 
   def __str__(self) -> str:

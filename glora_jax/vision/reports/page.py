@@ -1,9 +1,9 @@
 """Pages: self-contained HTML files of a head and sections, with nothing to download or run.
 
-A section has sentences, tables, charts and other blocks with a macro in `templates/parts.html`;
-below are those that are not charts, and how sentences and tables write names and numbers. The
-templates escape everything, since names of classes, files and tasks come from strangers, and the
-page's policy forbids downloads and scripts.
+A section has sentences, tables, charts and other blocks with a macro in `templates/parts.html`.
+Below are those that are not charts, and how sentences and tables write names and numbers. The
+templates escape everything, since names of classes, files and tasks are untrusted, and the page's
+policy forbids downloads and scripts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COLORS = {
   'rule': ('#e4e4e4', '#33383e'),  # hairlines of a grid
   'blank': ('#ebebeb', '#2a2f35'),  # an empty cell
   'teal': ('#2a9d9d', '#3fb8a8'),  # structures, right answers; the form 'vector'
-  'red': ('#c8321f', '#e8503a'),  # what was chosen, and errors
+  'red': ('#c8321f', '#e8503a'),  # the choice, and errors
   'purple': ('#6f4fa8', '#9d85e6'),  # fixed structures; the form 'LoRA'
   'yellow': ('#f5c04a', '#fbe08a'),  # fills only, too faint for lines; the form 'constant'
 }
@@ -85,7 +85,7 @@ class Section(NamedTuple):
 
 
 class Heading(NamedTuple):
-  """The heading of what follows in a section."""
+  """The heading of a part of a section."""
 
   text: str
 
@@ -112,7 +112,7 @@ class Table(NamedTuple):
   """A table of a page and of the terminal.
 
   Attributes:
-    caption: what it shows.
+    caption: its title.
     titles: the heading of every column.
     rows: the cells of every row, as many as there are titles.
     text_columns: how many columns are text, the first ones; the others are numbers.
@@ -190,7 +190,7 @@ def write(
     warnings=warnings,
     figures=figures,
   )
-  # Names that no encoding holds are shown with backslashes.
+  # Names that are not valid Unicode are shown with backslashes.
   write_bytes(path(workdir), text.encode('utf-8', 'backslashreplace'))
 
 
@@ -223,7 +223,7 @@ def show(workdir: str, *sections: str) -> Shown:
 
   Raises:
     OSError: there is no page.
-    ValueError: the page has no section of this name; the sentence lists those that it has.
+    ValueError: the page has no section of this name; the message lists those that it has.
   """
   with open(path(workdir), encoding='utf-8') as file:
     text = file.read()
@@ -266,7 +266,7 @@ def png(pixels: np.ndarray) -> str:
 
 
 def paragraph(*sentences: Any) -> Markup:
-  """Sentences joined to a paragraph, escaped unless they are markup; false ones are left out.
+  """Sentences joined to a paragraph, escaped unless they are markup; empty ones are left out.
 
   Example:
     >>> paragraph('A < B.', '', Markup('See <code>folded/</code>.'))

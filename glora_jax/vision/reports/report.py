@@ -46,7 +46,7 @@ If a training diverged or learned nothing, try a lower rate (suite.rate, suite.r
 training.learning_rate), bounded gradients (training.max_grad_norm=1) or more epochs
 (training.epochs) in a new workdir.
 """
-_MEMORY = 'The memory is what each device needs while the program runs, as the compiler reports it.'
+_MEMORY = 'The memory on a device while the program runs is as the compiler reports it.'
 
 
 def write_run(
@@ -62,7 +62,7 @@ def write_run(
   Args:
     workdir: its folder.
     result: content of `result.json`, and for the page alone `provenance` (the processes that made
-      it), `programs` (what was compiled, by stage and name), `presets` (parameters and accuracy of
+      it), `programs` (compiled programs, by stage and name), `presets` (parameters and accuracy of
       each preset with a supernet's weights, by name), `fitness` (what a search maximized),
       `keeps_best` (whether the weights are those of the best epoch on the validation images), and
       `base` (arguments of `fetch`, `weights.load` and `weights.refit` that load the base again).
@@ -101,7 +101,7 @@ def write_run(
       Section('classes', 'Classes', errors.blocks_by_class(result)),
       Section('errors', 'Errors', errors.blocks_of(outcome)),
       Section('cost', 'Cost', [*making.cost(pivot), making.table_of_programs(result), _MEMORY]),
-      Section('run', 'What was run', told),
+      Section('run', 'How it was run', told),
       Section('reproduce', 'Reproduce it', making.reproduce(board)),
       Section('use', 'Use it', making.snippets(workdir, result)),
     ],
@@ -175,7 +175,7 @@ def summary_of_suite(board: Board, workdir: str) -> str:
 
 
 def warnings(board: Board) -> list[str]:
-  """The paper's protocol; what failed or learned nothing, by reason, and what may help."""
+  """The paper's protocol; runs that failed or learned nothing, by reason, and a remedy."""
   troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
   for name in filter(board.results.get, board.tested):
     for found in board.results[name]['structures'].values():
@@ -190,7 +190,7 @@ def warnings(board: Board) -> list[str]:
 
 
 def structures(pivot: Pivot) -> Blocks:
-  """Structures that were chosen for one task, and how much they agree over seeds."""
+  """Structures that were chosen for one task, and how much those of different seeds agree."""
   board = pivot.board
   several = len({cell.seed for cell in board.tested.values()}) > 1
   figures, told = {}, []
@@ -210,7 +210,7 @@ def structures(pivot: Pivot) -> Blocks:
 
 
 def runs(board: Board, workdir: str) -> Blocks:
-  """State and result of every run, and what the data of some lacks."""
+  """State and result of every run, and the data that is missing."""
   titles = ('run', 'state', 'result', 'parameters', 'validation', 'test')
   rows = []
   for name in board.cells:
@@ -230,10 +230,10 @@ def runs(board: Board, workdir: str) -> Blocks:
     blocks += [
       Heading('Not ready'),
       Items([f'{name}: {reason}' for name, reason in board.missing.items()]),
-      '--config.suite.prepare=True downloads what needs no manual download.',
+      '--config.suite.prepare=True downloads the data that needs no manual download.',
     ]
   if any(result['structure'].endswith(GENOME_ENDING) for result in board.results.values()):
-    blocks.append('Structures come from files that do not say how they were chosen.')
+    blocks.append('The structures come from files, which do not record how they were chosen.')
   return blocks
 
 
@@ -259,9 +259,9 @@ def rates(pivot: Pivot) -> Blocks:
     }
     rows.append((folder or board.title, *(cells.get(rate, '') for rate in columns)))
   told = """
-    Tried with a seed that is not tested. What is tested was trained at the rate with the highest
-    validation accuracy (balanced with report.metric='balanced'), in bold; of equal ones, at that
-    with the lowest validation loss.
+    Rates are tried with a seed that is not tested. The tested runs use the rate with the highest
+    validation accuracy, in bold (balanced accuracy if report.metric='balanced'). If rates are
+    equal, the lowest validation loss decides.
   """
   table_of_rates = Table(
     'Validation accuracy in percent by learning rate',
@@ -273,7 +273,7 @@ def rates(pivot: Pivot) -> Blocks:
 
 
 def sources(pivot: Pivot) -> Blocks:
-  """Where the published accuracies come from; nothing if none are shown."""
+  """Where the published accuracies come from; empty if none are shown."""
   rows = [method.rows[0] for method in pivot.methods if method.is_published]
   if not rows:
     return []

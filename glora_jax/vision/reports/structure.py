@@ -31,10 +31,10 @@ _FIRST_LORA = np.array([len(FLAT_FORMS[tensor]) for tensor in TENSORS])
 
 
 class Piece(NamedTuple):
-  """A support tensor of a layer.
+  """A tensor of a layer's adapter.
 
   Attributes:
-    meaning: its letter and what it does, 'B, shift W'.
+    meaning: its letter and its effect, 'B, shift W'.
     form: 'none', 'constant', 'vector' or 'lora'.
     rank: of a LoRA, '4'; '' for other forms.
     text: the form in words, and its trained parameters.
@@ -56,7 +56,7 @@ class Layer(NamedTuple):
   Attributes:
     name: its name.
     params: trained parameters.
-    pieces: its support tensors, A to E.
+    pieces: the tensors of its adapter, A to E.
   """
 
   name: str
@@ -164,7 +164,7 @@ def _draw(layer: Mapping[str, Any], longest: int) -> Layer:
 
 
 def blocks_of(allocation: Allocation | None, result: Result) -> Blocks:
-  """How a structure was allocated; nothing if none was.
+  """How a structure was allocated; empty if none was.
 
   Args:
     allocation: the allocation.
@@ -197,9 +197,10 @@ def tell_choice(allocation: Allocation, result: Result) -> str:
   return paragraph(
     f"""
     The structure of {allocation.count_params():,} parameters was allocated from one gradient of the
-    pretrained model, in one pass over the training images after {head} of training the head alone.
-    The score of a unit (a vector, or one rank of a LoRA) is the squared gradient along it, and the
-    best by score per parameter were chosen, up to {allocation.budget:,} parameters.
+    pretrained model. It was computed in one pass over the training images, after {head} of a linear
+    probe. The score of a unit (a vector, or one rank of a LoRA) is the squared gradient along it,
+    and the units with the highest score per parameter were chosen, up to {allocation.budget:,}
+    parameters.
     """,
     allocation.proposed
     and """
@@ -208,12 +209,12 @@ def tell_choice(allocation: Allocation, result: Result) -> str:
     """,
     allocation.borrowed
     and f"""
-    The gradients of its batches have little in common, so {100 * allocation.borrowed:.0f}% of the
-    scores come from a prior.
+    The gradients of different batches have little in common, so a prior has a weight of
+    {100 * allocation.borrowed:.0f}% in the scores.
     """,
     # Those of the paper's protocol are among the training images.
     result['protocol'] == 'honest' and 'No validation image was used.',
-    f'Its training is {cost["epochs"]} epochs shorter, the cost of head and gradient.',
+    f'Its training is {cost["epochs"]} epochs shorter, the cost of linear probe and gradient.',
     numbers,
   )
 
@@ -289,7 +290,7 @@ def tell_agreement(name: str, genomes: Sequence[Sequence[Sequence]]) -> str:
     f'trains {100 * share:.0f}% in the same form ({100 * chance:.0f}% by chance){tasks}.'
   )
   if share - chance < _LITTLE * (1 - chance):
-    told += ' That is little: do not read much into the places that a single seed chooses.'
+    told += ' That is little: do not read much into the layers that a single seed chooses.'
   return told
 
 

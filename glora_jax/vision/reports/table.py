@@ -1,4 +1,4 @@
-"""One long table of what was measured, which every page, summary and `table.csv` is made of.
+"""One long table of all measurements, from which every page, summary and `table.csv` is made.
 
 People read it as a `Pivot`: by structure for one task, by task for several.
 """
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
 
   Attributes:
     task: name of its task.
-    structure: what it trains; '' for the config's structure and its baselines.
+    structure: the one that it trains; '' for the config's structure and its baselines.
     budget: most trained parameters, if the suite has several budgets.
     seed: its seed.
     rate: the learning rate that it tries; None for a run that is tested.
@@ -76,7 +76,7 @@ class Board:
     title: the config's task, such as 'vtab/all' or 'digits'.
     cells: all runs by name, in order.
     results: content of `result.json` of every finished run, by name.
-    missing: what the data of a run lacks and how to get it, by name.
+    missing: the data that a run lacks and how to get it, by name.
     failed: the error of a failed run, by name.
   """
 
@@ -137,7 +137,7 @@ def board_of_run(result: Result) -> Board:
 
 
 class Row(NamedTuple):
-  """What a run has measured on a split or on one class of it, or a published accuracy.
+  """A run's measurement on a split or on one class of it, or a published accuracy.
 
   Attributes:
     run: the run's folder in the suite's workdir; '' for a single run.
@@ -145,8 +145,8 @@ class Row(NamedTuple):
     group: the tasks over which papers take a mean.
     seed: the run's.
     structure: its name in the run, or the published method's.
-    label: what pages call it.
-    role: 'result' for what a run of several structures chose as its result; 'rate' if the run
+    label: its name on pages.
+    role: 'result' for the structure that a run chose from several as its result; 'rate' if the run
       only chooses a learning rate.
     budget: most parameters, if the structure was chosen within a budget.
     rate: peak learning rate.
@@ -259,14 +259,14 @@ def _rows_of_run(board: Board, name: str, result: Result) -> Iterator[Row]:
 
 
 class Place(NamedTuple):
-  """Where papers' tables have a measurement: the group of a mean, and the title of its line."""
+  """The place of a measurement in papers' tables: the group of a mean, the title of its line."""
 
   group: str
   line: str
 
 
 def place_of(task: str, split: str = 'test') -> Place:
-  """Where papers' tables have what a task measures on a split.
+  """The place of a task's measurement on a split in papers' tables.
 
   Example:
     >>> place_of('vtab/dtd'), place_of('generalization/2', 'v2').line
@@ -300,7 +300,7 @@ def read_published() -> dict[str, Any]:
 
 
 def tell_other_images(board: Board) -> str:
-  """Why no published results stand beside ours: they trained on more or fewer images; else ''."""
+  """Why there are no published results: they trained on more or fewer images; else ''."""
   theirs = read_published()['trained_on'].get(board.family)
   for name in board.tested:
     result = board.results.get(name)
@@ -421,7 +421,7 @@ class Pivot(NamedTuple):
 
   @property
   def best(self) -> Method:
-    """The most accurate structure of a grid, of equal ones the smallest; elsewhere the result."""
+    """The most accurate structure of a grid, the smallest of equal ones; elsewhere the result."""
     title = self.headline
     if not self.board.is_grid or not title:
       return next((method for method in self.methods if method.is_strong), self.methods[0])
@@ -436,9 +436,9 @@ def is_mean(title: str) -> bool:
 def pivot_of(board: Board) -> Pivot:
   """The methods of a board with their accuracies.
 
-  Those of one task are by split; those of several by line of papers' tables, with means. If several
-  runs choose a result each, the first method is what they chose. Structures of a grid on one task
-  are in the order of their parameters.
+  Those of one task are by split, those of several by line of papers' tables, with means. If several
+  runs choose a result each, the first method is made of these results. Structures of a grid on one
+  task are in the order of their parameters.
   """
   rows = rows_of(board)
   methods = _methods(board, rows)
@@ -478,7 +478,7 @@ def _methods(board: Board, rows: Sequence[Row]) -> list[Method]:
     label = _label(same)
     if same[0].is_published:
       style = _PUBLISHED.get(label, ('others, published', 'grey', 'ring'))
-    else:  # of one task by where its structure is from, of several by its name
+    else:  # one task: by the origin of its structure; several: by its name
       label = ours + label
       style = _STYLES.get(same[0].structure, ('fixed', 'purple', 'dot'))
       if board.by_task:
@@ -493,7 +493,7 @@ def _label(rows: Iterable[Row]) -> str:
 
 
 def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]:
-  """The titles of all numbers in order, those of means with what they are the mean of."""
+  """The titles of all numbers in order, those of means with the titles that they average."""
   if not board.by_task:
     return dict.fromkeys((title for method in methods for title in method.cells), ())
   tasks = (cell.task for cell in board.tested.values())
@@ -515,7 +515,7 @@ def _titles(board: Board, methods: Sequence[Method]) -> dict[str, Sequence[str]]
 
 
 def _line_of(board: Board, row: Row) -> str:
-  """The title of a measurement: its split, or where papers' tables have it; '' for neither."""
+  """The title of a measurement: its split, or its place in papers' tables; '' for neither."""
   if not board.by_task:
     return 'validation' if row.split == 'val' else row.split
   return '' if row.split == 'val' else place_of(row.task, row.split).line or row.group

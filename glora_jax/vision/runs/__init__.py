@@ -1,4 +1,4 @@
 """Everything with a config and a workdir: runs, and suites of them.
 
-Knows all other rooms; only the commands know it.
+It may import all other parts of the package; only the commands import it.
 """

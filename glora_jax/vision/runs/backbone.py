@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 _SIDE_OF_PHOTOGRAPHS = 100  # pixels, of the smallest
 _LOOKED_AT = 9  # images, as a folder may have all sizes
 _NOTE = (
-  'The small backbone of the package has only seen gray images of 28 x 28 pixels; for photographs '
-  'it suits trials only. For results add weights=dinov2-S/14 to the arguments of the config, as in '
+  'The small backbone of the package has only seen gray images of 28 x 28 pixels, so it is for '
+  'trials only. For results add weights=dinov2-S/14 to the arguments of the config, as in '
   'own:FOLDER,weights=dinov2-S/14.'
 )
 
@@ -75,11 +75,11 @@ class Model(NamedTuple):
   """An adapted backbone and its variables, before or after a training.
 
   Attributes:
-    adapted: the adapted backbone, fixed to a structure if that is trained alone or tested.
+    adapted: the adapted backbone, fixed to a structure if that one is trained or tested.
     variables: its variables.
     best_epoch: epoch of its training that was best on the validation images; None if these were
       not used.
-    allocation: the allocation that gave the structure; None for other structures.
+    allocation: the allocation that chose the structure; None for other structures.
   """
 
   adapted: Adapted
@@ -95,7 +95,7 @@ class Model(NamedTuple):
 
 
 def is_beside(spec: Spec, name: str) -> bool:
-  """Whether a baseline needs another space than the one that is searched.
+  """Whether a baseline needs a space that differs from the searched one.
 
   Args:
     spec: the layers, with the forms that the search has.
@@ -111,7 +111,7 @@ def fetch_task(settings: RunSettings, workdir: str) -> tuple[Task, str]:
   """(the task, the path of the weights), both on disk.
 
   Raises:
-    ValueError: the cache of decoded images lies among the task's images, or see `find`.
+    ValueError: the cache of decoded images is in the folder of the task's images; or see `find`.
     FileNotFoundError, OSError: images or weights are missing.
   """
   model, cache = settings.model, settings.data.cache
@@ -146,7 +146,7 @@ def load_backbone(
     )
   elif dtype is not None:
     raise ValueError(
-      f"model.dtype='{dtype}' is only for the ViT, and {model.__name__} runs as PyTorch's module; "
+      f"model.dtype='{dtype}' is only for the ViT, but {model.__name__} runs as PyTorch's module; "
       'leave it out.'
     )
   if not isinstance(metadata['image_size'], int):
@@ -161,7 +161,7 @@ def load_backbone(
 
 
 def _hints(settings: ModelSettings) -> dict[str, Any]:
-  """What the config says about the weights, in case the file does not."""
+  """The facts about the weights in the config, in case the file does not have them."""
   return {
     'num_heads': settings.num_heads,
     'activation': settings.activation,
@@ -170,7 +170,7 @@ def _hints(settings: ModelSettings) -> dict[str, Any]:
 
 
 def metadata_here(settings: ModelSettings) -> Metadata:
-  """What is known of the weights of a run; empty where they are not on this machine."""
+  """The metadata of the weights of a run; empty if they are not on this machine."""
   name = settings.weights
   if name != weights.EMBEDDED and not os.path.exists(os.path.expanduser(name)):
     return {}
@@ -180,7 +180,7 @@ def metadata_here(settings: ModelSettings) -> Metadata:
 def adapt_spaces(
   settings: RunSettings, model: Any, size: int, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Adapted, Adapted | None]:
-  """The model adapted with the run's space, and with that of baselines which need another one.
+  """The model adapted with the run's space, and with the space of baselines that need another one.
 
   Args:
     settings: the config.
@@ -229,7 +229,7 @@ def check_ranks(adapted: Adapted) -> None:
 
 
 def describe(adapted: Adapted, variables: Any, mesh: jax.sharding.Mesh | None = None) -> str:
-  """One line on what is adapted, trained in full and frozen, in which precision and on what."""
+  """One line: layers adapted, parameters trained in full and frozen, precision and devices."""
   trainable, frozen = adapted.split(variables)
   axes = [f'{name} {size}' for name, size in mesh.shape.items()] if mesh else ()
   computed = getattr(adapted.model, 'dtype', None)
@@ -252,7 +252,7 @@ def _dtypes(tree: Any) -> str:
 
 
 def note_photographs(settings: RunSettings, task: Task) -> Task:
-  """The task with a note, which is logged, if the package's backbone is to see photographs."""
+  """The task with a note, which is logged, if the package's backbone is used for photographs."""
   if settings.model.weights != weights.EMBEDDED:
     return task
   examples = task.open('train')

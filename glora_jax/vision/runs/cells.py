@@ -1,6 +1,6 @@
 """The runs of a suite: tasks x structures x budgets x seeds, and those that choose learning rates.
 
-A run is a cell of this grid: what it trains, its settings, which are those of an ordinary run, and
+A run is a cell of this grid: its structure, its settings, which are those of an ordinary run, and
 its folder in the suite's workdir.
 """
 
@@ -50,8 +50,8 @@ def runs_of(
   epochs: `training.epochs` includes the finetuning of a search, and the head and the gradient of an
   allocation.
 
-  A run that tries a rate reads no test images, and has a seed that no tested run has. Of several
-  budgets it has the largest.
+  A run that tries a rate reads no test images, and has a seed that no tested run has. If there are
+  several budgets, it has the largest.
 
   Args:
     settings: the suite's settings.
@@ -70,7 +70,7 @@ def runs_of(
   """
   suite, trials, tested = settings.suite, {}, {}
   for task, own in _tasks_of(settings).items():
-    for name in suite.structures or ('',):  # the config's own, with its baselines
+    for name in suite.structures or ('',):  # the structure of the config, with its baselines
       structure = name or own.structure
       budgets = (suite.budgets if structure in FOUND else ()) or (None,)
       given = suite.rate_of(structure)
@@ -88,7 +88,7 @@ def runs_of(
 
 
 def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
-  """The settings of every task, with the budget and the learning rate that are given for it."""
+  """The settings of every task, with the budget and the learning rate for it."""
   found = {}
   by_task = settings_by_task(settings.suite.settings, settings.task, 'suite.settings')
   for name, own in by_task.items():
@@ -130,7 +130,7 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
 
 
 def _replace(settings: Any, fields: Mapping[str, Any]) -> Any:
-  """Settings with other values; those of a nested section are a mapping, too."""
+  """Settings with other values; the values of a nested section are a mapping."""
   values = {
     name: _replace(getattr(settings, name), value) if isinstance(value, Mapping) else value
     for name, value in fields.items()

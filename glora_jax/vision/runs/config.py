@@ -1,8 +1,8 @@
 """Configs: the fields of `RunSettings` as an `ml_collections.ConfigDict` that can be changed.
 
 A config file returns what `default_config` made, with its values, and the command line changes
-fields. `check_config` turns it into `RunSettings` once, before anything starts, and only these
-travel on.
+fields. `check_config` turns it into `RunSettings` once, before anything starts; everything else
+uses these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from glora_jax.vision.runs.settings import RunSettings
 def default_config() -> ml_collections.ConfigDict:
   """The defaults of `RunSettings` as a config whose fields can be changed.
 
-  It accepts any value: `check_config` names all that are wrong at once.
+  It accepts any value; `check_config` names all wrong ones at once.
 
   Example:
     >>> config = default_config()
@@ -82,8 +82,8 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
 
   Args:
     section: class of the settings.
-    values: values of its fields by name; those of a nested section are a mapping, too.
-    prefix: of the dotted names in the sentences of the error.
+    values: values of its fields by name; the values of a nested section are a mapping.
+    prefix: of the dotted names in the error message.
 
   Raises:
     UserError: a field is missing or unknown, or a value has another type or is not allowed; a line
@@ -116,7 +116,7 @@ def read(section: type, values: Mapping[str, Any], prefix: str = '') -> Any:
 
 
 class Text(str):
-  """What a command line gives for a field; `read` makes a value of the field's type of it."""
+  """The text of a field on the command line; `read` turns it into a value of the field's type."""
 
 
 _PARSERS = {  # by the type of a field; all other types are texts
@@ -129,7 +129,7 @@ _PARSERS = {  # by the type of a field; all other types are texts
 
 
 def _parse(value: Any, kind: Any) -> Any:
-  """The value that a text stands for; other values, and a text that is not of this type, stay.
+  """The value that a text stands for; other values, and texts of another type, stay unchanged.
 
   Args:
     value: a value, perhaps a `Text`, or values by name.
@@ -178,7 +178,7 @@ def parse_arguments(
   first, *parts = re.split(r'(?:^|,)(?=\w+=)', text)
   if choices is not None and first not in choices:
     expected = ', '.join([*filter(None, choices), *(f'{name}=VALUE' for name in defaults)])
-    raise ValueError(f'{shown(first)} is not an argument of this config; it takes {expected}.')
+    raise ValueError(f'{shown(first)} is not an argument of this config; it accepts {expected}.')
   given: dict[str, Any] = {}
   for part in parts:
     name, _, value = part.partition('=')
@@ -227,20 +227,20 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
 
   The file is JSON, `{"cifar100": {"budget": 860000, "learning_rate": 1e-4}}`. A task is named
   without its benchmark: 'cifar100', 'food101/4/0'. 'food101' or 'food101/4' stands for all tasks
-  below it; the longest name that fits counts. All other fields stay as they are.
+  below it; the longest name that fits counts. All other fields stay unchanged.
 
   Args:
-    config: the config to be changed; the content of the file becomes part of it.
+    config: the config to change; the content of the file becomes part of it.
     path: path of the file; None changes nothing.
 
   Raises:
     OSError: the file cannot be read.
-    ValueError: the file has other content; the sentence says what.
+    ValueError: the file is invalid; the message names the entry.
   """
   if path is None:
     return config
   path = os.path.expanduser(path)
-  given = load_json(path, 'settings= takes JSON')
+  given = load_json(path, 'settings= needs JSON')
   found = settings_by_task(given, config.task, path)
   if list(found) == [config.task]:
     config.update(found[config.task])
@@ -249,7 +249,7 @@ def with_settings(config: ml_collections.ConfigDict, path: str | None) -> ml_col
   return config
 
 
-# What may be given for a single task: names in the file, and the fields that they stand for.
+# The settings of a single task: names in the file, and the fields that they stand for.
 _OF_TASKS = {
   'budget': ('budget',),
   'learning_rate': ('training.learning_rate', 'finetune.learning_rate'),
@@ -262,7 +262,7 @@ def settings_by_task(given: Any, task: str, where: str) -> dict[str, dict[str, A
   Args:
     given: budget and learning rate by task, named as in `with_settings`.
     task: a config's task, whose benchmark the names belong to.
-    where: how the sentence of an error begins: path of the file, or name of the config's field.
+    where: beginning of an error message: path of the file, or name of the config's field.
 
   Raises:
     ValueError: a name is wrong.

@@ -1,4 +1,4 @@
-"""What all stages of a job are given: made and checked before the first stage runs."""
+"""The context that all stages of a job share: made and checked before the first stage runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train_split_of(settings: RunSettings) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-  """What a stage is given besides the results of others.
+  """The inputs of a stage other than the results of other stages.
 
   It is frozen: a walk adds `folders`, and gives each stage a copy with `before` and `dispatched`.
 
@@ -67,17 +67,18 @@ class Context:
     images: the images of the task.
     adapted: the adapted backbone.
     variables: its variables before any training.
-    metadata: what the weights' file says: 'image_size', 'normalization' and more.
-    stop: called wherever everything is saved; if it returns True, the job ends.
-    facts: what else all results depend on: digests of the images by split, and of the weights.
+    metadata: metadata of the weights: 'image_size', 'normalization' and more.
+    stop: called whenever everything is saved; if it returns True, the job ends.
+    facts: everything else that all results depend on: digests of the images by split, and of the
+      weights.
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
     shared: folder of the stages that several runs share; None if the workdir has all stages.
     folders: folders of the stages that are in `shared`, by name.
     compiled: scorers and predictors, by their maker and masked split (None for all others), and
-      folds, by whether they are of the run's own space.
+      folds, by whether they are of the run's search space.
     before: records of the stages that came before this one, by name.
-    dispatched: to be called after every compiled call, which a profiler counts in its stage.
+    dispatched: the function to call after every compiled call, so that a profiler can count it.
   """
 
   settings: RunSettings
@@ -103,7 +104,7 @@ class Context:
 
   @property
   def train_split(self) -> str:
-    """See `train_split_of`; what was chosen is trained on `settings.final_split`."""
+    """See `train_split_of`; the chosen structure is trained on `settings.final_split`."""
     return train_split_of(self.settings)
 
   @property
@@ -140,7 +141,7 @@ class Context:
     return stream_key(self.settings.seed, stream)
 
   def preprocess(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """uint8 [batch, size, size, 3] to the normalized float32 that the backbone takes."""
+    """uint8 [batch, size, size, 3] to the normalized float32 that the backbone needs."""
     del key
     return normalization.normalize(images, self.metadata['normalization'])
 
@@ -158,17 +159,17 @@ def make_context(
   stop: Stop = never,
   shared: str | None = None,
 ) -> Context:
-  """Loads the backbone, gives it a new head for the task, adapts it, and checks what stages need.
+  """Loads the backbone, gives it a new head for the task, adapts it, and checks all stages.
 
   Args:
     given: the config; the context's batches are no larger than the images allow.
     stages: all stages of the job.
-    workdir: folder of the job, which gets only a record of the images and one of the weights.
+    workdir: folder of the job; only a record of the images and one of the weights are written here.
     stop: see `job.begin`.
     shared: see `job.begin`.
 
   Raises:
-    ValueError, OSError: anything that would make a stage fail, as far as it can be known now.
+    ValueError, OSError: anything that would make a stage fail, as far as it can be checked now.
   """
   titles = dict.fromkeys(stage.title for stage in stages if stage.has_folder)
   if (profile := given.watch.profile) not in (None, *titles):

@@ -1,7 +1,7 @@
-"""How structures do on the images of a split: scores, accuracies, and the answer for every image.
+"""Structures on the images of a split: scores, accuracies, and the answer for every image.
 
-One program is compiled for all structures: a population's genomes are its input, and of a single
-structure the folded parameters.
+One program is compiled for all structures. Its inputs are the genomes of a population, or the
+folded parameters of a single structure.
 """
 
 from __future__ import annotations
@@ -50,11 +50,10 @@ def make_predictor(
   """A compiled function that predicts the classes of a batch of images with a folded structure.
 
   Args:
-    adapted: the adapted model, whose own structure does not matter.
+    adapted: the adapted model, of any structure.
     preprocess: `(images, None) -> inputs` of the model.
     classes: the classes that may be answered, bool [class]; None for all.
-    mesh: devices that the batch is split over; what comes back is whole on every one. None for one
-      device.
+    mesh: devices that the batch is split over; the result is replicated. None for one device.
 
   Returns:
     The function `(variables, images) -> Predictions`, with folded parameters in the variables, and
@@ -141,7 +140,7 @@ def _folded(context: Context, model: Model) -> dict[str, Any]:
 
 
 def _compiled(context: Context, make: Callable, split: str) -> Callable:
-  """The scorer or predictor of a split; splits without a mask share theirs."""
+  """The scorer or predictor of a split; splits without a mask share one."""
   key = make, split if split in context.task.masked else None
   if key not in context.compiled:
     classes = context.task.mask(split)

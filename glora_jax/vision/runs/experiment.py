@@ -1,9 +1,10 @@
 """One run: finds a structure, trains and tests it, and folds it into the plain model.
 
 The structure is searched (supernet, search, finetuning), allocated from one gradient (head,
-gradient, structure, training), or given (structure, training); baselines are trained alone. The
-test comes last, on a list that is frozen to disk before, and only the report reads its results. A
-run without a test ends with the accuracies on the validation images.
+gradient, structure, training), or given (structure, training); baselines are only trained. The
+test comes last. Before it, the list of tested structures is frozen to disk, and only the report
+reads the results of the test. A run without a test ends with the accuracies on the validation
+images.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def run(
   shared: str | None = None,
   listed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Runs, or resumes, what a config describes.
+  """Runs, or resumes, the run that a config describes.
 
   A finished run is only read, whatever the version, unless fields were corrected before a test.
 
@@ -58,16 +59,16 @@ def run(
     workdir: folder for all output; one task each.
     stop: called after every dispatch and generation and before every stage; if it returns True,
       everything is saved and the run ends. No signal handlers are installed.
-    shared: folder of the stages that runs of a suite have in common, such as the head; None if
-      the workdir has them.
-    listed: what `train` returned and a suite has frozen; None if this run is alone.
+    shared: folder of the stages that runs of a suite have in common, such as a linear probe; None
+      if the workdir has them.
+    listed: the list that `train` returned and a suite has frozen; None if this run is alone.
 
   Returns:
     The content of `result.json`.
 
   Raises:
-    UserError, OSError: a wrong field, file or workdir, one in use, other structures than `listed`,
-      or a training that diverged, whose last good state is in the workdir; the sentence names it.
+    UserError, OSError: a wrong field, file or workdir, a workdir in use, other structures than
+      `listed`, or a training that diverged; the message names its last good state.
     Stopped: `stop` asked for it.
   """
   settings = check_config(config)
@@ -96,7 +97,7 @@ def train(
   *,
   shared: str | None = None,
 ) -> dict[str, Any]:
-  """Runs, or resumes, all stages before the test; `run` goes on from there.
+  """Runs, or resumes, all stages before the test; `run` continues from there.
 
   Args:
     config: see `run`.
@@ -105,7 +106,7 @@ def train(
     shared: see `run`.
 
   Returns:
-    What `run` will test: the content of its `test_list.json`, which is not written yet.
+    The structures that `run` will test: the content of `test_list.json`, which is not yet written.
 
   Raises:
     UserError, OSError, Stopped: see `run`.
@@ -123,7 +124,7 @@ def stages_of(settings: RunSettings) -> tuple[Stage, ...]:
   trainings = stages_of_trainings(settings)
   supernet, search = stages_of_search(settings) if settings.structure == SEARCH else ((), ())
   before = (*stages_of_structure(settings), *supernet, *trainings.values(), *search)
-  # What is tested, and what the report describes.
+  # The structures that are tested, and that the report describes.
   names = tuple(stage.name for stage in before)
   tested = {name: stage.name for name, stage in trainings.items()}
   if 'finetune' in names and settings.final_split == 'train':  # else it has seen fewer images

@@ -35,7 +35,7 @@ FREE = (
   'suite.prepare',
   'watch.',
 )
-# What the context is made of, which every stage uses.
+# The fields that the context is made from, which every stage uses.
 COMMON = (
   'data.',
   'model.',
@@ -76,7 +76,7 @@ def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
   """Nested values of a config by dotted name, without the free ones and the place of images."""
   flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(values), sep='.')
   kind, _, path = str(flat.get('task')).partition(':')
-  if path and kind in ('folder', 'csv'):  # known by content, wherever they are
+  if path and kind in ('folder', 'csv'):  # compared by content, wherever they are
     flat['task'] = f'{kind}:PATH'
   return {name: value for name, value in flat.items() if not is_among(name, FREE)}
 
@@ -113,8 +113,8 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Collection
   Args:
     settings: the config.
     read: fields and sections that the stages read.
-    given: names of the fields. Learning rates that stay as they are though another backbone is
-      given are named, too.
+    given: names of the fields. If another backbone is among them, learning rates that are not are
+      named, too.
   """
   job = 'a suite' if settings.is_grid else f'a run of structure={shown(settings.structure)}'
   _warn_of_rates(settings, given)
@@ -125,7 +125,7 @@ def warn_of_unread(settings: RunSettings, read: Iterable[str], given: Collection
 
 
 def _warn_of_rates(settings: RunSettings, given: Collection[str]) -> None:
-  """Warns of learning rates that stay as they are for another backbone, or for another task."""
+  """Warns of learning rates that were chosen for another backbone or another task."""
   is_other = settings.model.weights != EMBEDDED
   if any(settings.suite.rate.values()):
     name, changing = 'suite.rate', {'model.weights', 'task'}
@@ -149,7 +149,7 @@ class Field(NamedTuple):
     value: its default.
     expected: its type and limits in words: 'an integer or None, at least 1'.
     limits: those of its numbers, see `checks.validate`.
-    meaning: what the docstring of its section says of it.
+    meaning: its line in the docstring of its section.
   """
 
   name: str

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_prior(settings: RunSettings) -> RunSettings:
-  """The settings with shifted images as prior if there are no scores of other tasks."""
+  """The settings, with shifted images as prior if there are no scores of other tasks."""
   if settings.allocation.prior != 'transfer' or settings.transfer is not None:
     return settings
   allocation = dataclasses.replace(settings.allocation, prior='shifts')
@@ -41,11 +41,11 @@ def fit_batches(
   counts: Mapping[str, int],
   mesh: jax.sharding.Mesh | None,
 ) -> RunSettings:
-  """The settings with batches that the images fill.
+  """The settings with batches that are no larger than the images allow.
 
   Args:
     settings: the config.
-    splits: those that something is trained on.
+    splits: the splits that are trained on.
     counts: number of images by split.
     mesh: the devices that batches are split over.
 

@@ -1,7 +1,7 @@
 """How a run begins, or is read if it is finished; `experiment.run` decides which.
 
-A run that begins claims its workdir, and all that can be known to be wrong is checked before any of
-its stages starts.
+A run that begins claims its workdir. Everything that can be checked is checked before its first
+stage starts.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ def begin(
 ) -> Iterator[Context]:
   """The context of a run, whose workdir is held in the block, after checking all stages.
 
-  Logs which stages run again, and why. The config is written before the context is made: it says
-  what the records of images and weights beside it are of, even if the start fails. If fields were
-  corrected after a run without a test, its `result.json` is removed.
+  Logs which stages run again, and why. The config is written before the context is made, so that
+  the records of images and weights next to it belong to a config even if the start fails. If fields
+  were corrected after a run without a test, its `result.json` is removed.
 
   Args:
     settings: the config.
     stages: all stages of the run.
     workdir: folder for all output.
-    stop: asked wherever everything is saved; if it returns True, the run ends.
+    stop: called whenever everything is saved; if it returns True, the run ends.
     shared: folder of the stages that runs of a suite have in common; None if the workdir has them.
-    listed: the list of what is tested, which a suite has frozen; None if the run makes its own.
+    listed: the list of tested structures that a suite has frozen; None if the run makes the list.
 
   Raises:
-    UserError, OSError: anything that would make a stage fail, as far as it can be known now.
+    UserError, OSError: anything that would make a stage fail, as far as it can be checked now.
   """
   with contextlib.ExitStack() as stack:
     with user_errors():
@@ -92,15 +92,15 @@ def begin(
         log.info('%s.', change)
       if again := stages_to_repeat(context, stages):
         log.warning(
-          'These stages began with other fields, images, weights or devices, or with another '
-          'version of glora_jax, and run again: %s.',
+          'These stages run again, because fields, images, weights, devices or the version of '
+          'glora_jax have changed: %s.',
           ', '.join(again),
         )
     yield context
 
 
 def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
-  """The result of a finished run, which must be that of the stages in the workdir.
+  """The result of a finished run, which must belong to the stages in the workdir.
 
   Stages may be missing.
   """
@@ -118,7 +118,7 @@ def read_finished(settings: RunSettings, workdir: str) -> dict[str, Any]:
 
 
 def _compare_images(settings: RunSettings, workdir: str) -> None:
-  """Warns if a user's own images have changed since a run finished.
+  """Warns if a user's images have changed since a run finished.
 
   Raises:
     ValueError: the images are in another place, and differ.
@@ -138,9 +138,9 @@ def _compare_images(settings: RunSettings, workdir: str) -> None:
 
 
 def with_provenance(result: dict[str, Any], workdir: str) -> dict[str, Any]:
-  """A result with how it was made, if that is known.
+  """A result together with its provenance, if that is known.
 
-  `result.json` does not have that, so that the same run elsewhere writes the same file.
+  `result.json` does not have the provenance, so that the same run elsewhere writes the same file.
   """
   made = origins.read_processes(workdir)
   return {**result, 'provenance': made} if made else result

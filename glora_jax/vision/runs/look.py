@@ -1,4 +1,4 @@
-"""A look before a run: what there is (`--list`), is ready (`--check`), is trained on (`--show`)."""
+"""A look before a run: all that is available (`--list`) or ready (`--check`), images (`--show`)."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _SIDE, _GAP, _FONT_SIZE = 224, 14, 20  # pixels
 
 @user_errors()
 def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
-  """Prints what the data of every task of a config needs; returns whether all are ready.
+  """Prints whether the data of every task of a config is ready; returns whether all are.
 
   Nothing is downloaded or prepared.
 
   Raises:
-    FileNotFoundError: the weights are a path where nothing is.
-    ValueError: they are a name that timm does not know.
+    FileNotFoundError: the weights are a path that does not exist.
+    ValueError: the weights are a name that timm does not have.
   """
   settings = check_config(config)
   weights = str(hub_name(settings.model.weights))
@@ -66,7 +66,7 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
 
 
 def _report(name: str, data: DataSettings) -> tuple[bool, list[str]]:
-  """Whether a task is ready, and lines on what it needs, or how many images of which classes."""
+  """Whether a task is ready, and lines on missing data, or on numbers of images by class."""
   try:
     task = catalog.find(name, data)
     missing = task.missing()
@@ -82,7 +82,7 @@ def _report(name: str, data: DataSettings) -> tuple[bool, list[str]]:
 
 
 def _describe(task: Task, split: str) -> str:
-  """Images and classes of a split in one line; the count of every class where they are few."""
+  """Images and classes of a split in one line; with few classes, the count of each."""
   labels = task.open(split).labels
   counts = np.bincount(labels, minlength=task.num_classes)
   present = counts[counts > 0]
@@ -114,7 +114,7 @@ def show(
       replaced.
 
   Raises:
-    ValueError: a field is wrong, or the task stands for several.
+    ValueError: a field is wrong, or the task stands for several tasks.
     OSError: the images cannot be read, or the picture cannot be written.
   """
   settings = check_config(config)
@@ -122,7 +122,7 @@ def show(
   names = catalog.expand(settings.task)
   if names != [settings.task]:
     raise ValueError(
-      f'task={shown(settings.task)} stands for {len(names)} tasks, and --show draws one; give '
+      f'task={shown(settings.task)} stands for {len(names)} tasks, but --show draws one; give '
       f'--config.task={names[0]}, for instance.'
     )
   task = catalog.find(settings.task, settings.data)
@@ -194,10 +194,10 @@ def contact_sheet(path: str, rows: Mapping[str, np.ndarray], labels: Sequence[st
 
 
 def inventory(configs: Mapping[str, str]) -> str:
-  """What is available, and what is ready on this machine; nothing is downloaded or prepared.
+  """Everything that is available or ready on this machine; nothing is downloaded or prepared.
 
   Args:
-    configs: what each config of the package is for, by name.
+    configs: the purpose of each config of the package, by name.
   """
   structure = meanings_of(RunSettings)['structure']
   return '\n'.join(
@@ -251,4 +251,4 @@ def _weights() -> Iterator[tuple[str, str]]:
     yield name, f'{"downloaded" if is_here else "not downloaded yet,"} from {host}'
   yield 'PATH', 'a file or folder of timm, transformers, big_vision, ...'
   yield 'hf:OWNER/NAME', "from the Hugging Face hub; needs the package 'huggingface_hub'"
-  yield 'timm:NAME', "the same, by timm's name"
+  yield 'timm:NAME', "the same, with timm's name"

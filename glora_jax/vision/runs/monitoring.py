@@ -47,8 +47,8 @@ METRICS = 'metrics.jsonl'
 class Metrics:
   """Appends lines to `metrics.jsonl`: that of a stage's folder, and that of all stages so far.
 
-  What an interrupted run wrote after the step it resumes from is dropped first. The first line has
-  kind and format. Lines hold nothing that varies between equal runs, so no times; those are in
+  Lines that an interrupted run wrote after the step it resumes from are dropped first. The first
+  line has kind and format. Lines hold only values that equal runs share, so no times; those are in
   TensorBoard's events and on the progress bar.
 
   Attributes:
@@ -79,7 +79,7 @@ class Metrics:
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes a line, and an event for each value; both are on disk when it returns.
 
-    Of several processes, only the primary writes, and calls the user's function.
+    If there are several processes, only the primary writes, and calls the user's function.
     """
     if not meshes.primary():
       return
@@ -115,7 +115,7 @@ class Metrics:
     # TensorBoard reads files in the order of their names, and a clock may go back between starts.
     name = f'events_{len(os.listdir(self.board)):04}'
     events = EventsWriter(os.path.join(self.board, name), f'.{os.getpid()}.{self.step}')
-    # As SummaryWriter's `purge_step`: TensorBoard drops what it has read from this step on.
+    # As SummaryWriter's `purge_step`: TensorBoard drops the events it has read from this step on.
     start = SessionLog(status=SessionLog.START)
     events.write_event(Event(step=self.step + 1, wall_time=time.time(), session_log=start))
     return events
@@ -123,7 +123,7 @@ class Metrics:
 
 @contextlib.contextmanager
 def function_of_user(name: str) -> Iterator[Callable[[Path, dict[str, Any]], Any]]:
-  """Gives the function that `watch.call` names.
+  """Yields the function that `watch.call` names.
 
   Raises:
     UserError: it cannot be found, or the block, which calls it, fails.
@@ -156,7 +156,7 @@ def _lines_of(folder: Path) -> list[Line]:
 
 @contextlib.contextmanager
 def profile(folder: str, wanted: bool) -> Iterator[Callable[[], None]]:
-  """Gives a function to call after every dispatch, which traces a few of them.
+  """Yields a function to call after every dispatch, which traces a few of them.
 
   The first dispatch, which compiles, is not traced.
 

@@ -1,4 +1,4 @@
-"""What made a run: its weights and its processes.
+"""The origins of a run: its weights and its processes.
 
 The weights are recorded because their name, path or URL may later stand for others.
 """
@@ -74,7 +74,7 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
 
 
 def read_weights(workdir: Path) -> dict[str, str]:
-  """What a run's result says about weights on the hub, besides their name."""
+  """Facts in a run's result about weights on the hub, besides their name."""
   record = _read(workdir)
   if not record.get('revision'):
     return {}
@@ -87,11 +87,11 @@ def _read(workdir: Path) -> dict[str, str]:
 
 
 class Made(TypedDict):
-  """How a process made its part of a result.
+  """The circumstances in which a process made its part of a result.
 
   Attributes:
     command: the command line; '' if a user's program called this package.
-    versions: versions of Python and of the packages that matter, by name.
+    versions: versions of Python and of the important packages, by name.
     device: the devices in words.
   """
 
@@ -125,7 +125,7 @@ def read_processes(workdir: Path) -> list[Made]:
 
 
 def current() -> Made:
-  """How this process makes its part."""
+  """The circumstances of this process."""
   versions = {'glora_jax': glora_jax.__version__, 'Python': platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
   kinds = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
@@ -134,7 +134,7 @@ def current() -> Made:
 
 
 def command_of(words: Sequence[str]) -> str:
-  """The command of this package that started a process; '' for other programs.
+  """The command of this package that started a process; '' if another program did.
 
   Args:
     words: `sys.argv` of the process.

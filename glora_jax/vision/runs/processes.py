@@ -20,8 +20,8 @@ def initialize(
 ) -> None:
   """Joins the processes of one run, before anything else asks for a device.
 
-  What is not given comes from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
-  JAX_PROCESS_ID, or a cluster that JAX knows (Slurm, Open MPI, TPU pods). Where neither speaks of
+  Arguments of None come from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
+  JAX_PROCESS_ID, or a cluster that JAX knows (Slurm, Open MPI, TPU pods). If none of these has
   several processes, this process stays alone. A second call does nothing.
 
   Args:
@@ -30,8 +30,8 @@ def initialize(
     process_id: number of this process, from 0.
 
   Raises:
-    UserError: a part is missing or does not fit the rest, JAX has been used before or has no
-      device, or the others cannot be reached.
+    UserError: an argument is missing or does not fit the others, JAX has been used before or has no
+      device, or the other processes cannot be reached.
   """
   coordinator = coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
   if num_processes is None:
@@ -50,7 +50,7 @@ def initialize(
         f'({first_line(error)}); set all three, coordinator as HOST:PORT and process_id from 0 to '
         'num_processes - 1, or none.'
       ) from error
-    # JAX has taken it for a service that is not used.
+    # JAX has reserved it for a service that is not used.
     if handler is not None and threading.current_thread() is threading.main_thread():
       signal.signal(signal.SIGTERM, handler)
   require_devices()
@@ -73,7 +73,7 @@ def require_devices() -> None:
   """Checks that JAX has a device to compute on.
 
   Raises:
-    UserError: it has none of the platform that is asked for.
+    UserError: the requested platform has none.
   """
   try:
     jax.devices()
@@ -109,8 +109,8 @@ def over_devices(which: Literal['all', 'one'] = 'all', fsdp: int | None = None) 
     fsdp: see `mesh.make_mesh`.
 
   Returns:
-    A mesh [candidate, data], or [candidate, data, fsdp]; None where there is one device alone, or
-    one is asked for.
+    A mesh [candidate, data], or [candidate, data, fsdp]; None if there is only one device, or
+    which='one'.
 
   Raises:
     ValueError: the processes have different numbers of devices, several are to share one, or `fsdp`

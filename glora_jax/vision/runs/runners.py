@@ -1,7 +1,7 @@
 """Runners of independent jobs: this process, or the nodes of a Ray cluster.
 
-A job is a run of a suite, or a part of one: a function of `stop` that keeps its state in a folder,
-which the nodes share. So it can be killed on one node and resumed on another.
+A job is a run of a suite, or a part of one: a function of `stop` that keeps its state in a folder
+that the nodes share. So it can be killed on one node and resumed on another.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def on_ray(
 ) -> Outcomes:
   """Runs jobs as tasks of the joined Ray cluster, each in a process, with Ray's `options`.
 
-  As `in_this_process`; jobs end in any order, and those of a dead node move.
+  As `in_this_process`, but jobs end in any order, and the jobs of a dead node move to others.
   """
   import ray
 
@@ -104,7 +104,7 @@ def _work(job: Job, folder: str, workdir: str, words: list[str]) -> Any:
 
 
 def _result(name: str, reference: Any) -> Any:
-  """What a job returned; raises UserError if it failed, but for a bug."""
+  """The result of a job; raises UserError if it failed, unless that is a bug."""
   import ray
 
   try:
@@ -122,7 +122,7 @@ def _result(name: str, reference: Any) -> Any:
 def keep_compiled(workdir: str) -> None:
   """Makes JAX cache compiled programs in the workdir, unless it caches them elsewhere.
 
-  Also the short ones, of which every run of a suite has dozens: they take a fifth of its time.
+  Short ones are cached as well: every run of a suite has dozens, a fifth of its time.
   """
   if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
@@ -188,7 +188,7 @@ def _join(address: str) -> list[dict[str, float]]:
 
 
 def _options(amounts: dict[str, float], nodes: list[dict[str, float]]) -> dict[str, Any]:
-  """What a job takes of a node, as Ray's options; by default a device or all cores."""
+  """The resources that a job needs, as Ray's options; by default a device or all cores."""
   if not amounts:
     devices = [name for name in ('TPU', 'GPU') if any(node.get(name) for node in nodes)]
     cores = min((node['CPU'] for node in nodes if node.get('CPU')), default=1.0)
@@ -197,8 +197,8 @@ def _options(amounts: dict[str, float], nodes: list[dict[str, float]]) -> dict[s
   has = [{name: node.get(name, 0.0) for name in needed} for node in nodes]
   if not any(all(node[name] >= needed[name] for name in needed) for node in has):
     raise ValueError(
-      f'No node of the Ray cluster has {needed}, which a job takes; lower it to what one of them '
-      f'has: {has}.'
+      f'No node of the Ray cluster has {needed}, which a job needs; lower --runner.resources to '
+      f'those of a node: {has}.'
     )
   others = {name: amount for name, amount in needed.items() if name not in ('CPU', 'GPU')}
   return {'num_cpus': needed['CPU'], 'num_gpus': needed.get('GPU', 0), 'resources': others}

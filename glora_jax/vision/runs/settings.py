@@ -48,14 +48,14 @@ RematPolicy = Literal[
   'dots_with_no_batch_dims_saveable',
 ]
 
-# Where a structure comes from, if not from a preset or a file.
+# Origins of a structure other than a preset or a file.
 NO_PRESETS = (FINETUNING, *FOUND)
 
 MOST_PIXELS = 4096  # of a side
 MOST_PARTS = 1024  # of rank one, in a layer
 MOST_BUDGET = 2**62  # parameters
 
-# JAX takes the 32 bits of a seed.
+# JAX uses 32 bits of a seed.
 LEAST_SEED, MOST_SEED = -(2**31), 2**32 - 1
 CHOOSING_SEED = 1000  # from a suite's first seed to that of the choice of learning rates
 
@@ -102,9 +102,9 @@ class DataSettings(Source):
     max_resident: most bytes of images to keep on a device, for all splits together. Training images
       come first, and splits that no longer fit are streamed.
     workers: processes that decode streamed images; 0 for threads.
-    balance: what makes classes of different sizes count alike in training: 'sample' draws each
-      class equally often in an epoch, whose number of steps stays the same; 'loss' weighs each
-      image by the inverse frequency of its class, with mean 1.
+    balance: how classes of different sizes count alike in training: 'sample' draws each class
+      equally often in an epoch, whose number of steps stays the same; 'loss' weighs each image with
+      the inverse frequency of its class, with mean 1; 'none' does neither.
   """
 
   resize: image.ResizeRule | None = None
@@ -121,20 +121,20 @@ class ModelSettings(Section):
 
   Attributes:
     weights: 'embedded', a path (also of a run's folder), a URL, 'hf:owner/name[@revision]' on the
-      Hugging Face hub, 'timm:NAME', or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`). What
-      is no plain ViT runs as the PyTorch module of timm or transformers, in float32 and without
-      `drop_path`, `remat` and `unroll`.
+      Hugging Face hub, 'timm:NAME', or a shortcut such as 'dinov2-S/14' (`fetch.SHORTCUTS`). A
+      model that is not a plain ViT runs as the PyTorch module of timm or transformers, in float32
+      and without `drop_path`, `remat` and `unroll`.
     sha256: checksum of the weights, 64 hexadecimal digits.
-    image_size: pixels of a side of an image; None for what the weights were trained with.
-    patch_size: pixels of a side of a patch; None for what the weights were trained with.
-    normalization: how pixels are normalized; None for what the weights were trained with.
-    num_heads: attention heads, if the file does not say.
-    activation: activation of the MLPs, if the file does not say; None for that of the weights' code
-      base.
+    image_size: pixels of a side of an image; None for the size that the weights were trained with.
+    patch_size: pixels of a side of a patch; None for the size that the weights were trained with.
+    normalization: how pixels are normalized; None for how they were when the weights were trained.
+    num_heads: attention heads, if the file does not have their number.
+    activation: activation of the MLPs, if the file does not have it; None for that of the weights'
+      code base.
     drop_path: largest probability of dropping a residual branch in training.
     dtype: type of the computation; with 'bfloat16', adapter, heads and the merging of both stay in
       float32.
-    base_dtype: type in which the frozen weights are kept and saved.
+    base_dtype: type in which the frozen weights are stored and saved.
     remat: policy of `jax.checkpoint_policies` for activations; None keeps all of them.
     unroll: blocks in a step of the scan over blocks; all of them are fastest on CPU, and compile
       longest.
@@ -166,8 +166,8 @@ class SpaceSettings(Section):
   """The search space, the same for every layer.
 
   Attributes:
-    ranks: LoRA ranks on offer, ascending; None for (4,) with structure='search', and for 1 to 8
-      otherwise.
+    ranks: LoRA ranks to choose from, ascending; None for (4,) with structure='search', and for 1 to
+      8 otherwise.
   """
 
   ranks: tuple[int, ...] | None = field(None, least=1)
@@ -177,11 +177,11 @@ class SpaceSettings(Section):
     self.search_space()  # checks that ranks ascend
 
   def search_space(self, structure: str = 'search') -> SearchSpace:
-    """The space that `glora_jax.adapt` takes.
+    """The space for `glora_jax.adapt`.
 
     Args:
-      structure: where the structure comes from: 'search', 'gradient', 'transfer', or a preset or a
-        file, which may use any form.
+      structure: origin of the structure: 'search', 'gradient', 'transfer', or a preset or a file,
+        which may use any form.
 
     Example:
       >>> SpaceSettings().search_space().ranks, SpaceSettings().search_space('gradient').ranks
@@ -200,8 +200,8 @@ class TrainingSettings(Recipe):
 
   Attributes:
     keep: weights of a fixed structure to keep: of the 'last' epoch, or of the 'best' on the
-      validation images among about twenty; with 200 validation images 'best' was behind on all
-      tasks measured.
+      validation images among about twenty. With 200 validation images, 'best' was less accurate on
+      all tasks that were measured.
     label_smoothing: share of every label that is spread evenly over all classes in training.
   """
 
@@ -211,15 +211,15 @@ class TrainingSettings(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings(Section):
-  """What a run calls its result.
+  """How a run chooses its result.
 
   Attributes:
-    result: names of the structures that may be the result, 'search' or 'lora:2' for instance; of
-      several it is the best on the validation images, whatever the budget; () for the one that
-      `structure` asks for.
-    metric: what is best on the validation images, for the result, for `training.keep` and for
-      `suite.rates`: 'accuracy', or 'balanced' for the mean accuracy over classes. A search ranks
-      by `search.fitness`.
+    result: names of the structures that may be the result, 'search' or 'lora:2' for instance. If
+      there are several, the best on the validation images is the result, whatever the budget. ()
+      for the one in `structure`.
+    metric: the metric on the validation images that chooses the result, the epoch for
+      `training.keep` and the rate of `suite.rates`: 'accuracy', or 'balanced' for the mean accuracy
+      over classes. A search ranks by `search.fitness`.
   """
 
   result: tuple[str, ...] = ()
@@ -227,7 +227,7 @@ class ReportSettings(Section):
 
   @property
   def chooses_by(self) -> str:
-    """The measurement that is compared."""
+    """Name of the measurement that is compared."""
     return 'val_accuracy' if self.metric == 'accuracy' else 'val_balanced_accuracy'
 
 
@@ -237,8 +237,8 @@ class Finetuning(Section):
 
   Attributes:
     epochs: passes over the training images; 0 for no finetuning.
-    warmup_epochs: epochs of linear warm-up; None for training's, but at most `epochs`.
-    learning_rate: peak of the schedule; None for training's.
+    warmup_epochs: epochs of linear warm-up; None for those of `training`, but at most `epochs`.
+    learning_rate: peak of the schedule; None for that of `training`.
   """
 
   epochs: int = field(100, least=0)
@@ -266,13 +266,13 @@ class AllocationSettings(Section):
   """How a structure is allocated from a gradient (`glora_jax.allocate`).
 
   Attributes:
-    head_epochs: epochs of training the head alone before the gradient is taken.
-    head_rate: learning rate of the head at the schedule's peak; None for twice
+    head_epochs: epochs of the linear probe before the gradient is computed.
+    head_rate: learning rate of the linear probe at the schedule's peak; None for twice
       `training.learning_rate`.
     max_rank: largest LoRA rank that a layer can get for A or for B.
-    prior: what a noisy gradient borrows from: 'transfer' (other tasks' scores of the backbone;
-      'shifts' if there are none), 'shifts' (the gradient of telling which way the same images were
-      shifted), None for nothing.
+    prior: scores that are mixed with those of a noisy gradient: 'transfer' (scores from other tasks
+      of the backbone; 'shifts' if there are none), 'shifts' (scores from one gradient of the same
+      images, shifted, with the direction of the shift as the label), None for no prior.
     transfer: file of other tasks' scores of the backbone (`search.transfer.write`), for
       structure='transfer' and prior='transfer'; None for those of the 'embedded' backbone.
   """
@@ -284,18 +284,18 @@ class AllocationSettings(Section):
   transfer: str | None = None
 
   def epochs(self, borrowed: bool = False) -> int:
-    """The epochs that head and gradient count as.
+    """The epochs that linear probe and gradient count as.
 
-    The gradient takes one pass over the images, forward and back; the head trains on features from
+    The gradient needs one pass over the images, forward and back. The probe trains on features from
     a forward pass, a third of an epoch. The sum is rounded up.
 
     Args:
-      borrowed: whether the prior was used; 'shifts' trains a head and takes a gradient itself.
+      borrowed: whether the prior was used; 'shifts' needs another probe and gradient.
     """
     return 3 if borrowed and self.prior == 'shifts' else 2
 
   def shortened(self, recipe: Recipe, borrowed: bool = False) -> Recipe:
-    """A recipe with fewer epochs, by those that head and gradient count as.
+    """A recipe without the epochs that linear probe and gradient count as.
 
     Args:
       recipe: how a given structure is trained.
@@ -307,13 +307,13 @@ class AllocationSettings(Section):
     spent, least = self.epochs(), max(1, recipe.warmup_epochs)
     if recipe.epochs - spent < least:
       raise ValueError(
-        f'epochs={recipe.epochs} is too few for a structure from a gradient: head and gradient '
-        f'count as {spent}, warm-up takes {recipe.warmup_epochs}; give more epochs.'
+        f'epochs={recipe.epochs} is too few for a structure from a gradient: linear probe and '
+        f'gradient count as {spent}, warm-up needs {recipe.warmup_epochs}; give more epochs.'
       )
     return dataclasses.replace(recipe, epochs=max(recipe.epochs - self.epochs(borrowed), least))
 
   def spared(self, recipe: Recipe, borrowed: bool = False) -> int:
-    """The epochs by which `shortened` shortens a recipe: fewer than `epochs` if it has few."""
+    """The number of epochs that `shortened` removes: fewer than `epochs` if a recipe has few."""
     return recipe.epochs - self.shortened(recipe, borrowed).epochs
 
 
@@ -323,7 +323,7 @@ class MeshSettings(Section):
 
   Attributes:
     devices: devices to use; 'one' leaves the others alone.
-    base: place of the frozen weights: whole on each device, or 'sharded' across devices.
+    base: placement of the frozen weights: 'replicated' on each device, or 'sharded' across them.
     fsdp: with base='sharded', devices of a process that share one copy of the weights; None for one
       copy across all devices.
   """
@@ -365,7 +365,7 @@ class SuiteSettings(Section):
     seeds: number of seeds, counted up from `seed`.
     rates: learning rates to choose from on the validation images, for each task and structure, with
       a seed that is not tested; () for `training.learning_rate`.
-    rate: learning rate by structure ('lora' stands for 'lora:2', too); None or no entry for the
+    rate: learning rate by structure ('lora' also stands for 'lora:2'); None or no entry for the
       best of `rates`.
     settings: 'budget' and 'learning_rate' of single tasks, by task (`config.with_settings`).
     prepare: whether to download and prepare data that needs no manual download; otherwise tasks
@@ -393,7 +393,7 @@ class SuiteSettings(Section):
       raise ValueError(f'budgets={self.budgets} must be ascending numbers of parameters.')
 
   def rate_of(self, structure: str) -> float | None:
-    """The learning rate that is given for a structure; None if it is to be chosen.
+    """The learning rate of a structure; None if it is chosen from `rates`.
 
     Example:
       >>> SuiteSettings(rate={'lora': 1e-3}).rate_of('lora:2@qkv')
@@ -405,7 +405,7 @@ class SuiteSettings(Section):
 
 @dataclasses.dataclass(frozen=True)
 class WatchSettings(Section):
-  """What is recorded besides the results; a resumed run may change it.
+  """Records besides the results; a resumed run may change them.
 
   Attributes:
     tensorboard: whether to write the metrics to WORKDIR/tensorboard as well; needs tensorboardX.
@@ -423,18 +423,19 @@ class WatchSettings(Section):
 class RunSettings(Section):
   """The config of a run or a suite.
 
-  The defaults are the official code's recipe and search, on the task and backbone of the package.
+  The defaults are the official code's recipe and search, on the task and backbone of the package:
+  a supernet trained for 500 epochs, and a search.
 
   Attributes:
     task: name of the task, or of several, such as 'vtab/all'.
     protocol: 'honest' searches on the validation images; 'paper' trains on train+val and searches
-      on test, which every table and page of it states.
-    structure: where the structure comes from: 'search' (train a supernet and search it), 'gradient'
-      (allocated from one gradient, see `allocation`), 'transfer' (allocated from other
-      tasks' scores of the backbone, `allocation.transfer`), 'finetuning' (the whole base is
-      trained), a preset ('lora:2@qkv', see `glora_jax.preset`), or the path of a genome.json.
-    train_on: images to train on once structure and rate are chosen or given; 'train+val' adds the
-      validation images, which then measure nothing; protocol='paper' always adds them.
+      on test, which every table and page of such a run states.
+    structure: origin of the structure: 'search' (train a supernet and search it), 'gradient'
+      (allocated from one gradient, see `allocation`), 'transfer' (allocated from other tasks'
+      scores of the backbone, `allocation.transfer`), 'finetuning' (the whole base is trained), a
+      preset ('lora:2@qkv', see `glora_jax.preset`), or the path of a genome.json.
+    train_on: images to train on after structure and rate are chosen; 'train+val' adds the
+      validation images, whose accuracy is then not measured. protocol='paper' always adds them.
     seed: seed of all randomness.
     budget: most trained parameters, without the head; None for no limit.
     component_dropout: probability that a training step drops a rank-one part of a LoRA of A or B;
@@ -442,8 +443,8 @@ class RunSettings(Section):
     presets: baselines in addition to the linear probe, each trained alone with the same recipe:
       presets such as 'hira:2' or 'lora:2@qkv' (`glora_jax.preset`); with structure='search' also
       'gradient'. None for no baseline at all, not even the linear probe.
-    test: whether to read the test images; without them a run ends with the accuracies on the
-      validation images, to choose by, and folds nothing.
+    test: whether to read the test images. Without them a run ends with the accuracies on the
+      validation images, for choosing settings, and folds nothing.
     checkpoint_epochs: epochs between two saved training states.
   """
 
@@ -502,18 +503,18 @@ class RunSettings(Section):
 
   @property
   def is_grid(self) -> bool:
-    """Whether each task stands for several runs."""
+    """Whether there are several runs for each task."""
     suite = self.suite
     return bool(suite.structures or suite.budgets or suite.rates) or suite.seeds > 1
 
   @property
   def is_suite(self) -> bool:
-    """Whether it stands for several runs."""
+    """Whether the config stands for several runs."""
     return self.is_grid or len(expand(self.task)) > 1
 
   @property
   def transfer(self) -> str | None:
-    """Path of other tasks' scores of the backbone; None if there are none."""
+    """Path of the scores from other tasks of the backbone; None if there are none."""
     own = EMBEDDED_TRANSFER if self.model.weights == EMBEDDED else None
     return own if self.allocation.transfer is None else os.path.expanduser(self.allocation.transfer)
 
@@ -535,13 +536,13 @@ def _mistakes(settings: RunSettings) -> Iterator[str]:
 
 
 def _contradictions(settings: RunSettings) -> Iterator[tuple[bool, str]]:
-  """Whether fields contradict each other, and the sentence that says so."""
+  """Whether fields contradict each other, and the sentence about it."""
   structure, training = settings.structure, settings.training
   is_honest = settings.protocol == 'honest'
   trains_on_all = settings.final_split != 'train'
   yield (
     structure != SEARCH and not is_honest,
-    f"protocol={settings.protocol!r} is for structure='search' alone, which searches on the test "
+    f"protocol={settings.protocol!r} is for structure='search' only, which searches on the test "
     f"set; give train_on='train+val' to train structure={structure!r} on all images.",
   )
   yield (
@@ -565,13 +566,13 @@ def _contradictions(settings: RunSettings) -> Iterator[tuple[bool, str]]:
   )
   yield (
     trains_on_all and is_honest and structure == SEARCH and not settings.finetunes,
-    "finetune.epochs=0 leaves nothing to train on both with train_on='train+val': the supernet is "
-    "trained on 'train'; give epochs.",
+    "finetune.epochs=0 leaves no training on train_on='train+val', because the supernet is trained "
+    "on 'train'; give epochs.",
   )
   yield (
     structure not in (SEARCH, GRADIENT) and GRADIENT in (settings.presets or ()),
     f"presets={settings.presets!r} has 'gradient', which is a baseline for structure='search' "
-    f"alone; leave it out, or give structure='gradient' and {structure!r} as a preset.",
+    f"only; leave it out, or give structure='gradient' and {structure!r} as a preset.",
   )
   yield (
     bool(settings.suite.settings) and not settings.is_suite,
@@ -585,5 +586,5 @@ def _contradictions(settings: RunSettings) -> Iterator[tuple[bool, str]]:
   )
   yield (
     structure == TRANSFER and settings.budget is None,
-    "budget=None does not say how much structure='transfer' may train; give a number.",
+    "budget=None is not possible with structure='transfer'; give a number of parameters.",
   )

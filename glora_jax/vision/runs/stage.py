@@ -1,21 +1,21 @@
 """A stage of a job, and the walk that runs a list of them.
 
-A `Stage` declares everything about a stage. The rest follows from the list of stages: what a start
-resumes, what runs again after a field was corrected, fields that nothing reads, and the order,
-titles, seconds, profiles and folders of a job.
+A `Stage` declares everything about a stage. The rest follows from the list of stages: the stages
+that a start resumes, those that run again after a field was corrected, fields that no stage reads,
+and the order, titles, seconds, profiles and folders of a job.
 
 The key of a stage is 'DIGEST SHARDS': a digest of the fields that it reads, the keys of the stages
 in `after`, the images, the weights and the version of this package; and the number of shards, 1 if
 nothing is drawn for each. `stage.json` in its folder has the key that the folder was made with.
 
     WORKDIR/NAME/                         the folder of a stage
-    WORKDIR/replaced/NAME/DIGEST-SHARDS/  folders of other keys; each comes back if its key does
+    WORKDIR/replaced/NAME/DIGEST-SHARDS/  folders of other keys, each restored with its key
     SHARED/NAME/DIGEST-SHARDS/            those of a stage that runs of a suite have in common: the
                                           first run makes it, under a lock, and the others read it
 
-What is complete fits by its digest alone, whatever the number of shards. Once the test images may
-have been read, a folder of another key in the workdir is an error, and the version in keys is that
-of `test_list.json`, so that a later version of the package reads what is there.
+A complete stage needs only the same digest, whatever the number of shards. Once the test images may
+have been read, a folder of another key in the workdir is an error. From then on the version in keys
+is that of `test_list.json`, so that a later version of the package can read the folders.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class Stage:
   Attributes:
     name: its name, and that of its folder in the workdir. The part before a '/' is the title under
       which its seconds and its profile are kept.
-    run: `(context, *results) -> result`, with the results of `after`. It resumes from whatever an
-      earlier start left in the folder, and only reads what is complete. A file that was removed,
-      as the error about a damaged one says, is written again.
+    run: `(context, *results) -> result`, with the results of `after`. It resumes from the files
+      that an earlier start left in the folder, and only reads them if they are complete. A file
+      that was removed, as the error about a damaged one advises, is written again.
     reads: config fields that it reads besides `fields.COMMON`; 'search.' stands for a section.
     after: names of the stages whose results it uses.
-    check: raises ValueError or OSError for what can be known before anything runs.
-    splits: those that it trains on, in batches; what it draws for them depends on
+    check: raises ValueError or OSError for mistakes that can be found before anything runs.
+    splits: those that it trains on, in batches; the random draws for them depend on
       `context.shards`. Empty if nothing is trained.
     has_folder: whether it has a folder. The list, the test and the report have none: the
       test has its frozen list, and the report comes last.
@@ -100,13 +100,13 @@ class Stage:
 
 
 class Mark(TypedDict):
-  """What `stage.json` says of a stage's folder.
+  """The content of `stage.json` in a stage's folder.
 
   Attributes:
-    key: digest of what the stage read, and the number of shards.
+    key: digest of everything that the stage read, and the number of shards.
     complete: whether the stage is complete.
-    seconds: how long it took, including interrupted starts.
-    programs: what it compiled, by name: all seconds, and the memory of the largest.
+    seconds: duration, including interrupted starts.
+    programs: compiled programs by name: seconds in total, and the memory of the largest.
   """
 
   key: str
@@ -116,10 +116,10 @@ class Mark(TypedDict):
 
 
 def walk(context: Context, stages: Sequence[Stage], until: str | None = None) -> Any:
-  """Runs the stages of a job in order; what is complete is not made again.
+  """Runs the stages of a job in order; complete stages do not run again.
 
   Args:
-    context: what they share.
+    context: the context that they share.
     stages: all stages of the job.
     until: name of the last stage to run, after those that it needs; None for all of them.
 
@@ -159,7 +159,7 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
 def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
   """Gives a stage a folder of the right key, and records in it how the stage went.
 
-  Interrupted starts count as seconds; reading what is complete does not.
+  Interrupted starts count as seconds; reading a complete folder does not.
   """
   folder = context.path(stage.name) if stage.has_folder else None
   if folder:
@@ -225,7 +225,7 @@ def _note_program(stage: str, mark: Mark, name: str, found: Compilation) -> None
 
 
 def new_mark(key: str) -> Mark:
-  """What `stage.json` says before a stage has begun."""
+  """The content of `stage.json` before a stage has begun."""
   return Mark(key=key, complete=False, seconds=0.0, programs={})
 
 
@@ -304,9 +304,10 @@ def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
   if others and has_test_list(context.workdir):
     raise ValueError(
       f'{context.path(others[0].name)} was made with other fields, images, weights or devices, and '
-      'the test images were read since; start with the same as before, or choose another --workdir.'
+      'the test images were read since. Start with the same ones as before, or choose another '
+      '--workdir.'
     )
-  # If a correction is undone, a complete folder comes back.
+  # If a correction is undone, the complete folder is restored.
   return [x.name for x in others if not is_complete(_place(context, x, keys[x.name]))]
 
 
@@ -316,7 +317,7 @@ def is_shared(context: Context, stage: Stage) -> bool:
 
 
 def _parent(context: Context, stage: Stage) -> str:
-  """Where a stage has a folder for each key: all keys if it is shared, else those replaced."""
+  """The parent of a stage's folders for each key: all keys if it is shared, else those replaced."""
   shared = context.shared if stage.shared else None
   return os.path.join(shared or context.path('replaced'), stage.name)
 
@@ -329,10 +330,10 @@ def _place(context: Context, stage: Stage, key: str) -> str:
 
 @contextlib.contextmanager
 def _hold(context: Context, stage: Stage) -> Iterator[None]:
-  """Holds the folder of a shared stage for this process alone, unless it is complete.
+  """Holds the folder of a shared stage for this process only, unless it is complete.
 
-  Waits while another process holds it. The system releases it when that process ends, however it
-  ends; this one then resumes the stage.
+  Waits while another process holds it. The system releases it when that process ends, even if it is
+  killed; this one then resumes the stage.
   """
   if not is_shared(context, stage):
     yield

@@ -4,12 +4,12 @@
               dtd/lora:8/42/ (a run)  dtd/lora:8/rate-0.001/ (one that tries a rate)  ...
 
 All runs are checked before the first one starts. Those that try learning rates come first. Then all
-others train, the list of what they test is written to disk, and only then the first one reads test
-images. What several of them need, such as a head, is made once, in `shared/`.
+others train, the list of structures to test is written to disk, and only then the first one reads
+test images. Stages that several runs need, such as a linear probe, run once, in `shared/`.
 
-Tasks whose data is missing are listed with what they lack. A run that fails is listed with its
-error, and the rest continues. The table is made from each run's `result.json` alone, so the same
-command resumes: finished runs are read, an interrupted one continues, a failed one is tried again.
+Tasks whose data is missing are listed with the missing data. A run that fails is listed with its
+error, and the rest continues. The table is made only from each run's `result.json`, so the same
+command resumes: finished runs are read, interrupted ones continue, failed ones are tried again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(
     runner: executes the runs, and the checks before them.
 
   Returns:
-    What is done, missing and failed, as in the table.
+    The runs that are done, missing and failed, as in the table.
 
   Raises:
     UserError, OSError: a wrong field or workdir, one in use, or no task is ready.
@@ -106,7 +106,7 @@ def run(
     if not board.waiting:
       raise UserError(
         f'None of the {len(board.tested)} runs of {settings.task} can start; {page.path(workdir)} '
-        'says what each of them needs.'
+        'lists the data that each of them needs.'
       )
     if meshes.primary():
       write_config(settings, workdir)
@@ -141,7 +141,7 @@ class _Phases:
     return os.path.join(self.workdir, *name.split('/'))
 
   def list_missing(self, runs: Mapping[str, Run], prepare: bool) -> None:
-    """Writes on the board what data unfinished runs lack."""
+    """Writes the missing data of unfinished runs on the board."""
     with meshes.primary_first('suite/prepare'):
       for task, names in group_by(runs, lambda name: runs[name].cell.task).items():
         if why := missing(runs[names[0]].settings, prepare):
@@ -154,7 +154,7 @@ class _Phases:
     Others differ in rate or seed.
 
     If it fails, no run of that task and structure starts. Nothing is written into the folder of a
-    run whose learning rate is still to be chosen.
+    run whose learning rate has not been chosen yet.
     """
     cells, tested = self.board.cells, self.board.tested
     tried = {cell[:2] for name, cell in cells.items() if name not in tested}
@@ -181,7 +181,7 @@ class _Phases:
       title: name of the phase, for the log.
       job: `(settings, folder, stop, *, shared, **arguments) -> result`, as `experiment.run`.
       runs: the runs.
-      found: gets the results by name. A result of None is left out, and a sentence is the error of
+      found: receives the results by name. A result of None is left out, and a text is the error of
         a run whose training diverged.
       **arguments: further arguments of the job, each with its values by name of the run; None for
         others.
@@ -203,7 +203,7 @@ class _Phases:
         elif result is not None:
           found[name] = result
         self.write()
-        jax.clear_caches()  # no other run uses this run's programs, and many runs pile them up
+        jax.clear_caches()  # no other run uses these programs, and those of many runs add up
         gc.collect()  # frees its arrays on the device before the next run
 
   def choose_rates(self, by: str) -> dict[tuple[str, str], float]:
@@ -234,17 +234,17 @@ class _Phases:
       log.info('%s %s: learning rate %g', *key, best)
       if len(rates) > 1 and best in (min(rates.values()), max(rates.values())):
         log.warning(
-          '%s %s: %g is at an end of suite.rates; a rate beyond may do better.', *key, best
+          '%s %s: %g is at an end of suite.rates; a rate beyond it may be better.', *key, best
         )
     return chosen
 
   def train(self, runs: Mapping[str, Run]) -> dict[str, Any]:
-    """Trains all runs, and writes the lists of what they test; only then tests may begin.
+    """Trains all runs, and writes the lists of structures to test; only then tests may begin.
 
-    A run with a list from an earlier start is trained already.
+    A run with a list from an earlier start is already trained.
 
     Returns:
-      All lists, in the order of the runs, whichever ended first.
+      All lists, in the order of the runs.
     """
     path = os.path.join(self.workdir, TEST_LIST)
     lists = read_json(path, 'test list', _TestLists)['runs'] if os.path.exists(path) else {}
@@ -265,7 +265,7 @@ class _Phases:
 
 
 def best_on_val(rows: Mapping[float, Any], by: str) -> float:
-  """The rate with the highest measurement `by`, ties by 'val_loss'; nan and inf come last."""
+  """The rate with the highest `by`, and the lowest 'val_loss' if equal; nan and inf come last."""
 
   def rank(rate: float) -> tuple[float, float]:
     loss = rows[rate]['val_loss']
@@ -292,10 +292,10 @@ def _log_and_call(line: str, job: Callable[..., Any], *arguments: Any, **further
 
 @user_errors()
 def _check(settings: RunSettings, folder: str, stop: Stop, *, shared: str, is_dry: bool) -> None:
-  """Checks what a run needs; its arrays are freed at the end.
+  """Checks a run before it starts; its arrays are freed at the end.
 
-  A dry check begins the run in a temporary folder. A run that another process has started has been
-  checked there.
+  A dry check begins the run in a temporary folder. A run that another process has started was
+  checked by that process.
   """
   with tempfile.TemporaryDirectory() as elsewhere:
     folder = elsewhere if is_dry else folder
@@ -311,7 +311,7 @@ def _check(settings: RunSettings, folder: str, stop: Stop, *, shared: str, is_dr
 def _try_rate(
   settings: RunSettings, folder: str, stop: Stop, *, shared: str
 ) -> dict[str, Any] | str:
-  """The result of a run that tries a learning rate, or a sentence if it diverged."""
+  """The result of a run that tries a learning rate, or an error message if it diverged."""
   try:
     return experiment.run(settings, folder, stop, shared=shared)
   except UserError as error:
@@ -321,14 +321,14 @@ def _try_rate(
 
 
 def _train(settings: RunSettings, folder: str, stop: Stop, *, shared: str) -> dict[str, Any] | None:
-  """The list of what a run tests, after its training; None if it is done or tests nothing."""
+  """The structures that a run tests, after its training; None if it is done or tests nothing."""
   if _is_done(settings, folder) or not settings.test:
     return None
   return experiment.train(settings, folder, stop, shared=shared)
 
 
 def attempt(board: Board, name: str, job: Callable[[], Any]) -> Any:
-  """The result of a job; None if it fails, with its error in a sentence on the board.
+  """The result of a job; None if it fails, with its error message on the board.
 
   The log has the traceback of a bug, and with `--debug` that of any error.
 
@@ -351,14 +351,14 @@ def attempt(board: Board, name: str, job: Callable[[], Any]) -> Any:
 
 
 def missing(settings: RunSettings, prepare: bool) -> str | None:
-  """What the data of a task lacks.
+  """The missing data of a task, as a message.
 
   Args:
     settings: the settings of a single task.
     prepare: whether to download what can be downloaded first.
 
   Returns:
-    What is missing and how to get it; None if everything is ready.
+    The missing data and how to get it; None if everything is ready.
   """
   try:
     task = find(settings.task, settings.data)

@@ -16,8 +16,8 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line
 
 BUG = 'This is a bug of glora_jax; please report it with its traceback.'
-_MEMORY = 'RESOURCE_EXHAUSTED'  # as XLA says it
-_LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # of several processes one is gone
+_MEMORY = 'RESOURCE_EXHAUSTED'  # in XLA's message
+_LOST = re.compile(r'Gloo .*(closed|reset) by peer', re.DOTALL)  # another process has ended
 _OF_JAX = ('JaxRuntimeError', 'XlaRuntimeError')
 
 
@@ -27,7 +27,7 @@ def is_mistake(error: BaseException) -> bool:
   JAX's own errors are bugs, unless memory ran out or another process died.
   """
   if isinstance(error, ImportError):
-    return error.name is None  # Python's own has the name of a module
+    return error.name is None  # Python's error has the name of a module
   if type(error).__name__ in _OF_JAX:
     return _MEMORY in str(error) or _LOST.search(str(error)) is not None
   return isinstance(error, UserError | OSError | MemoryError)
@@ -38,7 +38,7 @@ def reported(*, debug: bool) -> Iterator[None]:
   """Ends the command with one line about a mistake in the block; a bug keeps its traceback.
 
   Args:
-    debug: whether a mistake keeps it, too.
+    debug: whether a mistake keeps its traceback as well.
   """
   try:
     yield
@@ -58,7 +58,7 @@ def reported(*, debug: bool) -> Iterator[None]:
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
   """Raises this package's ValueErrors, and the TypeErrors of `checks`, as UserErrors.
 
-  Those of other packages stay as they are: there, they are bugs. So is any other TypeError.
+  Those of other packages are unchanged, because they are bugs. So is any other TypeError.
 
   Args:
     *kinds: other classes of errors, in place of ValueError.
@@ -84,7 +84,7 @@ least 1, as in 'lora:2'.
 
 
 def refuse(sentence: str) -> NoReturn:
-  """Exits with a sentence about what is wrong."""
+  """Exits with a sentence about a mistake."""
   sys.exit(f'error: {sentence}')
 
 
@@ -105,7 +105,7 @@ def sentence(error: BaseException) -> str:
     )
   if not isinstance(error, OSError) or error.strerror is None:
     return text
-  # What the system refused: the file and the reason, without the number.
+  # An error of the system: the file and the reason, without the number.
   name = 'A file or a stream' if error.filename is None else printable(str(error.filename))
   return f'{name} cannot be read or written ({error.strerror}).'
 
@@ -114,7 +114,7 @@ def run_program(program: Callable[[], None]) -> None:
   """Runs a command; Ctrl-C and a closed pipe (`| head`) end it without a traceback.
 
   Args:
-    program: what the command does; it reports its own errors.
+    program: the command, as a function that reports its errors.
   """
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # names that its encoding lacks
@@ -126,6 +126,6 @@ def run_program(program: Callable[[], None]) -> None:
   except KeyboardInterrupt:
     sys.exit(130)
   except BrokenPipeError:
-    # The interpreter writes what is left at its exit.
+    # The interpreter writes the rest at its exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

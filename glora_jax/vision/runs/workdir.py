@@ -1,4 +1,4 @@
-"""The folder of one run: which process holds it, and for which config."""
+"""The folder of one run: the process that holds it, and the config that it belongs to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEST_LIST = 'test_list.json'  # once it exists, test images may have been read
 _REMEDY = 'restore it, or choose another --workdir'
 
 
-# Asked wherever everything is saved; if it returns True, a run ends.
+# Called whenever everything is saved; if it returns True, a run ends.
 Stop = Callable[[], bool]
 
 
@@ -47,7 +47,7 @@ class InUseError(UserError):
 
 
 class _Row(TypedDict):
-  """What is read of a structure in `test_list.json`."""
+  """The fields of a structure in `test_list.json` that are read."""
 
   val_accuracy: float | None
   val_loss: float | None
@@ -76,8 +76,8 @@ def changes_of(
 
   Each has a sentence with its old and its new value, by its dotted name.
 
-  Until the list of what is tested is frozen, fields may be corrected; the stages that read them run
-  again. The tasks of a suite may not change.
+  Until the list of tested structures is frozen, fields may be corrected; the stages that read them
+  run again. The tasks of a suite may not change.
 
   Args:
     settings: the given config.
@@ -86,7 +86,7 @@ def changes_of(
     tasks: folders of the runs of a suite, whose tests count as well.
 
   Raises:
-    ValueError: the workdir belongs to another config; the sentence lists the differences.
+    ValueError: the workdir belongs to another config; the message lists the differences.
   """
   is_new = not os.path.exists(os.path.join(workdir, 'config.json'))
   if is_new and not is_finished(workdir):  # a result without its config is an error below
@@ -138,10 +138,10 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ()) -> Iterator[None]:
-  """Holds a folder for the primary process alone, and makes it if it is missing.
+  """Holds a folder for the primary process only, and makes it if it is missing.
 
-  The system releases it when the process ends, however it ends. Partial files of killed processes
-  are removed.
+  The system releases it when the process ends, even if it is killed. Partial files of killed
+  processes are removed.
 
   Args:
     folder: path of the folder.
@@ -190,27 +190,27 @@ def claim(folder: Path, stages: Iterable[str] = (), tasks: Collection[str] = ())
 
 
 def read_test_list(workdir: Path) -> dict[str, Any] | None:
-  """What a run tests; None before it is frozen.
+  """The list of structures that a run tests; None before it is frozen.
 
   Raises:
     OSError, ValueError: the list cannot be read, is damaged, or of a later version.
   """
   if not has_test_list(workdir):
     return None
-  remedy = 'use a new workdir, because what this one tests is no longer known'
+  remedy = 'use a new workdir, because the structures that this one tests are no longer known'
   return read_json(os.path.join(workdir, TEST_LIST), 'test list', _TestList, remedy)
 
 
 def freeze_test_list(workdir: Path, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Writes what a run tests, with fingerprints of the weights, to `test_list.json`.
+  """Writes the structures that a run tests, with fingerprints of their weights.
 
   Args:
     workdir: folder of the run.
-    listed: what is to be tested.
+    listed: the content of `test_list.json`.
 
   Returns:
     The frozen list, of this start, an earlier one, or a suite. Its accuracies and its result may
-    differ: devices round otherwise, by an image or two.
+    differ from `listed`: other devices round differently, by an image or two.
 
   Raises:
     ValueError: another list was frozen before.
@@ -232,9 +232,9 @@ def freeze_test_list(workdir: Path, listed: Mapping[str, Any]) -> Mapping[str, A
 
 
 def has_test_list(workdir: Path) -> bool:
-  """Whether the list of what a run tests is frozen, so that test images may have been read.
+  """Whether the list of tested structures is frozen, so that test images may have been read.
 
-  The search of protocol='paper' reads them earlier, as all its tables say.
+  The search of protocol='paper' reads them earlier, which all its tables state.
   """
   return os.path.exists(os.path.join(workdir, TEST_LIST))
 

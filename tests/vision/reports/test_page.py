@@ -42,8 +42,8 @@ def test_names_from_strangers_are_text(tmp_path, allocation):
   findings = pages.make_findings(allocation, ('d\udcffg', pages.SCRIPT, 'dog'))
   root = pages.write_run(tmp_path, findings)
   assert root.all('h1')[0].words() == pages.IMAGE
-  assert f'{pages.SCRIPT}, taken for dog' in root.text
-  assert r'd\udcffg, taken for' in root.text  # no encoding has it
+  assert f'{pages.SCRIPT}, mistaken for dog' in root.text
+  assert r'd\udcffg, mistaken for' in root.text  # no encoding has it
   assert any(pages.SCRIPT in image.attributes['alt'] for image in root.all('img'))
   assert all(image.attributes['src'].startswith('data:image/png;') for image in root.all('img'))
 

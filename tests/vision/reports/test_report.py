@@ -41,7 +41,10 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
   assert told == '3 of 5 test images are misclassified.'
   shown = [(image.probability, image.file) for image in images.images]
   assert shown == [('90.0%', 'a_b/1.jpg'), ('80.0%', 'a_b/0.jpg'), ('80.0%', 'x|y/4.jpg')]
-  assert pairs.bars == [('a_b, taken for dog', 2, '2 of 3'), ('x|y, taken for a_b', 1, '1 of 1')]
+  assert pairs.bars == [
+    ('a_b, mistaken for dog', 2, '2 of 3'),
+    ('x|y, mistaken for a_b', 1, '1 of 1'),
+  ]
   assert [[count for count, _ in cells] for _, cells in confusion.rows] == [
     [1, 2, 0],
     [0, 1, 0],
@@ -80,7 +83,7 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   for keeps_best in (False, True):
     text = making.tell_protocol({**result, 'keeps_best': keeps_best})
     assert ('does not say how it was chosen' in text) != is_known
-    assert ('validation images chose the epochs' in text) == keeps_best
+    assert ('epochs to keep were chosen' in text) == keeps_best
 
 
 def test_nothing_was_frozen_in_full_finetuning(allocation):
@@ -94,7 +97,7 @@ def test_nothing_was_frozen_in_full_finetuning(allocation):
 def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
   result = pages.make_findings(allocation).result | {'train_on': 'train+val'}
   text = making.tell_protocol(result)
-  assert 'in a supernet trained on the training images alone' in ' '.join(text.split())
+  assert 'with a supernet trained on the training images only' in ' '.join(text.split())
   assert 'for all epochs' not in text  # a searched structure is finetuned, for fewer
 
 

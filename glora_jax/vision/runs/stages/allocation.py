@@ -1,9 +1,9 @@
-"""Allocation in a run: the warm head, the gradient, the prior, and the choice within a budget.
+"""Allocation in a run: the linear probe, the gradient, the prior, and the choice within a budget.
 
-The gradient is taken with a warm head on the training images as they are stored: no augmentation,
-no validation images. A noisy gradient may borrow from a prior. Neither head nor gradient depends on
-the budget, so that runs with several budgets share both. `allocate_transfer` needs no gradient: it
-uses other tasks' scores of the backbone.
+The gradient is computed after a linear probe, on the training images as they are stored: no
+augmentation, no validation images. The scores of a noisy gradient may be mixed with a prior.
+Neither probe nor gradient depends on the budget, so that runs with several budgets share both.
+`allocate_transfer` needs no gradient: it uses scores from other tasks of the backbone.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from glora_jax.vision.runs.settings import GRADIENT, TRANSFER, RunSettings
 from glora_jax.vision.runs.stage import Stage
 from glora_jax.vision.runs.stages.training import HeadOnFeatures, mix_of, train
 
-_HEAD_RATE = 2.0  # learning rate of a head alone, over that of the training that follows
+_HEAD_RATE = 2.0  # learning rate of the linear probe, over that of the training that follows
 ALLOCATION = 'allocation.safetensors'
-MOST_IMAGES = 4096  # for shifts; with more images a task's own gradient is clear
-_FEWEST_BATCHES = 8  # to tell how much of a gradient is noise, if there are enough images
+MOST_IMAGES = 4096  # for shifts; with more images the gradient of the task has little noise
+_FEWEST_BATCHES = 8  # to estimate the noise of a gradient, if there are enough images
 
 log = logging.getLogger(__name__)
 
 
 def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
-  """The stages that train a head alone and score all units by the gradient under it."""
+  """The stages that train a linear probe and score all units by the gradient after it."""
   reads = (
     'allocation.head_epochs',
     'allocation.head_rate',
@@ -76,9 +76,9 @@ def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
 
 
 def head_recipe(settings: RunSettings) -> Recipe:
-  """How a head is trained alone, before the gradient is taken.
+  """The recipe of the linear probe before the gradient.
 
-  By default it gets twice the learning rate (the tuned rates of BitFit and the linear probe are
+  By default it has twice the learning rate (the tuned rates of BitFit and the linear probe are
   twice LoRA's, `configs/compare_rates.json`). The ends of the schedule are the defaults.
   """
   training, allocation = settings.training, settings.allocation
@@ -96,9 +96,9 @@ def head_recipe(settings: RunSettings) -> Recipe:
 
 
 def _train_head(context: Context) -> Model:
-  """The gradient's space with a head that was trained alone.
+  """The gradient's space, after a linear probe.
 
-  The body sees the images as the gradient does: as they are stored, and whole.
+  The body sees the same images as the gradient: as they are stored, without augmentation.
   """
   place, recipe = context.place(GRADIENT), head_recipe(context.settings)
   head, key = place._replace(adapted=HeadOnFeatures.of(place.adapted)), context.key(Stream.HEAD)
@@ -107,7 +107,7 @@ def _train_head(context: Context) -> Model:
 
 
 def _check_prior(context: Context) -> None:
-  """Raises ValueError or FileNotFoundError if the prior that the config asks for is missing."""
+  """Raises ValueError or FileNotFoundError if the prior of the config is missing."""
   if context.settings.allocation.prior == 'transfer':
     transfer_of(context)
 
@@ -115,7 +115,7 @@ def _check_prior(context: Context) -> None:
 def equal_batches(
   key: jax.Array, num_examples: int, batch_size: int, devices: int = 1
 ) -> np.ndarray:
-  """Random batches of one size: no image occurs twice, and less than a batch is left out.
+  """Random batches of one size: no image occurs twice, and fewer than a batch are left out.
 
   Args:
     key: random key of the order.
@@ -132,7 +132,7 @@ def equal_batches(
   """
   most = min(batch_size, num_examples // _FEWEST_BATCHES)
   size = max(1, most // devices) * devices
-  # On the host: compiling a permutation takes longer than reading all batches.
+  # On the host: compiling a permutation is slower than reading all batches.
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   order = rng.permutation(num_examples).astype(np.int32)
   return order[: num_examples // size * size].reshape(-1, size)
@@ -141,11 +141,11 @@ def equal_batches(
 def _score(context: Context, warm: Model) -> Allocation:
   """All units' scores and starting values, with the structure at the knee of the curve.
 
-  They are read off the gradient and written, unless an earlier start has written them.
+  They are computed from the gradient and written, unless an earlier start has written them.
 
   Args:
     context: the context.
-    warm: the model and its variables, with a warm head.
+    warm: the model and its variables, after the linear probe.
 
   Raises:
     ValueError: a loss is not finite, or the file is damaged.
@@ -175,7 +175,7 @@ def _score(context: Context, warm: Model) -> Allocation:
 
 
 def _read_scores(path: str, warm: Model) -> Allocation:
-  """What `_score` wrote, with the structure at the knee of the curve.
+  """The scores that `_score` wrote, with the structure at the knee of the curve.
 
   Raises:
     ValueError: the file is damaged, or of a later version.
@@ -215,9 +215,9 @@ def _read_scores(path: str, warm: Model) -> Allocation:
 def _read_off_gradient(
   context: Context, place: Model, split: Split, key: jax.Array, prior: Prior | None = None
 ) -> Allocation:
-  """What `allocate` reads off the gradient of some images, whatever the budget.
+  """The allocation from the gradient of some images, for all budgets.
 
-  With data.balance='sample', too, images are weighed: each is seen once, and the expected gradient
+  Images are weighed even with data.balance='sample': each is seen once, and the expected gradient
   is that of drawing all classes equally often.
   """
   batch_key, sketch_key = jax.random.split(key)
@@ -229,7 +229,7 @@ def _read_off_gradient(
     place.variables,
     classification(context.preprocess, mix=mix),
     in_rows(split, indices, context.mesh),
-    budget=count_params(spec, largest_genome(spec)),  # of which `choose_within` chooses a part
+    budget=count_params(spec, largest_genome(spec)),  # `choose_within` chooses a part of it
     key=sketch_key,
     max_rank=context.settings.allocation.max_rank,
     mesh=context.mesh,
@@ -252,11 +252,11 @@ def choose_within(budget: int | None, found: Allocation) -> Allocation:
 
 
 def allocate_shifts(context: Context) -> Allocation | None:
-  """An allocation from shifted training images, with a head that tells the shifts apart.
+  """An allocation from shifted training images, with a head that classifies the shifts.
 
-  Which layers pay off depends mostly on the backbone. Any images can be asked which way they were
-  shifted, and the gradient of that is clear when a hard task's gradient is noise. All shifts are
-  equally frequent, so their head is trained without `data.balance`.
+  Which layers score high depends mostly on the backbone. The direction of a shift is a label that
+  any images can have, and its gradient has little noise even if that of a hard task is mostly
+  noise. All shifts are equally frequent, so their head is trained without `data.balance`.
 
   Returns:
     The allocation, a prior for `glora_jax.allocate`; None if the images are streamed.
@@ -289,7 +289,7 @@ def allocate_shifts(context: Context) -> Allocation | None:
 
 
 def transfer_of(context: Context) -> Transfer:
-  """Other tasks' scores of the backbone, cut to the largest rank that is considered.
+  """Scores from other tasks of the backbone, up to the largest rank of the config.
 
   Raises:
     FileNotFoundError: the file does not exist.
@@ -309,13 +309,13 @@ def transfer_of(context: Context) -> Transfer:
 
 
 def allocate_transfer(context: Context) -> Allocation:
-  """The structure with the highest score within the budget, by other tasks' scores of the backbone.
+  """The structure with the highest score within the budget, with scores from other tasks.
 
   Raises:
     FileNotFoundError, ValueError: see `transfer_of`; the budget is too small for any unit.
   """
   budget = context.settings.budget
-  assert budget is not None  # the settings say so
+  assert budget is not None  # as the settings require
   spec, scores, _ = transfer_of(context)
   genome, curve = choose(spec, scores, budget), trace_curve(spec, scores)
   variables = context.place(TRANSFER).variables

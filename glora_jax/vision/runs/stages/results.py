@@ -1,4 +1,4 @@
-"""The last stages: the list of what is tested, the test, and the report.
+"""The last stages: the list of the tested structures, the test, and the report.
 
 The list is frozen to disk before the test images are read. The report folds the result and writes a
 run's output.
@@ -56,7 +56,7 @@ from glora_jax.vision.structure_names import (
 
 
 class Listed(NamedTuple):
-  """What is tested, and later the outcome of the test.
+  """The structures to test, and later the outcome of the test.
 
   Attributes:
     found: results of the stages before, by name.
@@ -86,10 +86,10 @@ def list_structures(
 ) -> Listed:
   """Measures structures on the validation images if these are held out, and chooses the result.
 
-  If the list is frozen already, its accuracies stand, and nothing is measured again.
+  If the list is already frozen, its accuracies are used, and nothing is measured again.
 
   Args:
-    tested: the stage that made each structure which is to be tested, by the structure's name.
+    tested: the stage that made each structure to test, by the structure's name.
     names: the stages before.
     context: the context.
     *results: the results of these stages.
@@ -125,7 +125,7 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
 
   Args:
     context: the context.
-    listed: what to test.
+    listed: the structures to test.
 
   Raises:
     ValueError: another list was frozen before.
@@ -136,7 +136,7 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
   is_right, answers = {}, None
   for name, row in rows.items():
     found = predict(context, candidates[name], 'test')
-    answers = found if name == result else answers  # of one structure, since they may be large
+    answers = found if name == result else answers  # kept for one structure: they may be large
     is_right[name] = found.classes == labels
     matrix = metrics.confusion_matrix(labels, found.classes, context.task.num_classes)
     row['test_accuracy'] = int(is_right[name].sum()) / len(labels)
@@ -154,9 +154,10 @@ def freeze_and_test(context: Context, listed: Listed) -> Listed:
 
 
 def choose_result(settings: RunSettings, rows: Mapping[str, Mapping[str, Any]]) -> str:
-  """The name of the structure that is the result: the one that the config asks for.
+  """The name of the structure that is the result: the one in the config.
 
-  If it lists several to choose from, that is the best on the validation images, ties by size.
+  If the config lists several to choose from, it is the best on the validation images, and the
+  smallest of equally good ones.
 
   Args:
     settings: the config.
@@ -210,18 +211,18 @@ class ResultFile(TypedDict):
   data: _Data
   weights: str
   seconds: dict[str, float]
-  stages: dict[str, str]  # their keys, but for those of shared stages
+  stages: dict[str, str]  # their keys, except those of shared stages
 
 
 def write_results(
   needs: Mapping[str, Sequence[Stage]], context: Context, listed: Listed
 ) -> dict[str, Any]:
-  """Folds the result, and writes adapter, plain checkpoint and page; without a test the page alone.
+  """Folds the result, and writes adapter, plain checkpoint and page; without a test only the page.
 
   Args:
     needs: the stages that a structure needs, by its name.
     context: the context.
-    listed: what was listed, and tested if the config says so.
+    listed: the listed structures, tested if test=True.
 
   Returns:
     The content of `result.json`.
@@ -312,7 +313,7 @@ def write_results(
 def _describe(
   context: Context, listed: Listed, name: str, needed: Sequence[Stage]
 ) -> dict[str, Any]:
-  """A structure in `result.json`: its label, what was measured, and its layers if pages draw it."""
+  """A structure in `result.json`: its label, its measurements, and its layers if pages draw it."""
   settings, row, candidate = context.settings, listed.rows[name], listed.candidates[name]
   spec, task = candidate.adapted.spec, context.task
   is_finetuned = name == SEARCH and settings.finetunes
@@ -395,7 +396,7 @@ def hypervolumes(archive: Archive, spec: Spec, num_images: int) -> list[float]:
   """The hypervolume of all structures that were scored up to each generation.
 
   It is the share of all pairs of error and parameters, up to those of the largest structure, that
-  some structure matches or beats. One without trained parameters and without errors would give 1.
+  some structure matches or beats. A structure without parameters and without errors would give 1.
 
   Args:
     archive: the search's archive.

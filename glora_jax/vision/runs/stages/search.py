@@ -1,4 +1,4 @@
-"""The stages of a run with a search: supernet, search, and finetuning the structure found."""
+"""The stages of a run with a search: supernet, search, and finetuning of the best structure."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def read_archive(path: str, spec: Spec) -> Archive:
 
   Args:
     path: path of the archive.
-    spec: the layers that its genomes are of.
+    spec: the layers of its genomes.
 
   Raises:
     FileNotFoundError: there is no such file.

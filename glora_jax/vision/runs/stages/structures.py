@@ -1,8 +1,8 @@
-"""What a run trains from the pretrained model: the structure that its config names, and baselines.
+"""Trainings that start from the pretrained model: the structure of the config, and baselines.
 
-The structure comes from one gradient, from other tasks' scores of the backbone, from a preset's
-name or from a file; or the whole base is trained. All are trained with one recipe, which is shorter
-after a gradient by what that cost (`AllocationSettings.epochs`).
+The structure comes from one gradient, from scores of other tasks of the backbone, from a preset's
+name or from a file; or the whole base is trained. All are trained with one recipe. After a gradient
+it is shorter, by the epochs that the gradient counts as (`AllocationSettings.epochs`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
   """The stages that train fixed structures from the pretrained model, by the structures' names.
 
-  They are the linear probe, the baselines, and the structure that the config names.
+  They are the linear probe, the baselines, and the structure of the config.
   """
   given = FILE if settings.structure.endswith(GENOME_ENDING) else settings.structure
   baselines = () if settings.presets is None else ('linear', *settings.presets)
@@ -112,12 +112,12 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
 
 
 def _check_budget(context: Context) -> None:
-  """Raises ValueError if the budget buys nothing."""
+  """Raises ValueError if the budget is too small for any unit."""
   require_something(context.place(GRADIENT).adapted.spec, context.settings.budget)
 
 
 def _choose(context: Context, found: Allocation) -> Model:
-  """The gradient's structure within the budget, with the head that the gradient was taken with."""
+  """The gradient's structure within the budget, with the head of the linear probe."""
   allocation = choose_within(context.settings.budget, found)
   if allocation.proposed:
     log.info('No budget given: using the knee of the curve, %s parameters.', f'{found.budget:,}')
@@ -127,7 +127,7 @@ def _choose(context: Context, found: Allocation) -> Model:
 
 
 def _write(context: Context, spec: Spec, genome: np.ndarray) -> None:
-  """Writes a structure, for people and later starts, unless an earlier start has."""
+  """Writes a structure, for people and later starts, unless an earlier start has written it."""
   path = context.path(FOLDER, 'genome.json')
   with meshes.primary_first(FOLDER):
     if meshes.primary() and not os.path.exists(path):
@@ -150,8 +150,8 @@ def _look_up(context: Context) -> Model:
     genome = genome_from_json(place.adapted.spec, content)
   if named is not None and not np.array_equal(named, genome):
     raise UserError(
-      f"structure='{printable(settings.structure)}' has changed since this job began, which used "
-      f'{path}; restore that one, or choose another --workdir.'
+      f"structure='{printable(settings.structure)}' has changed since this job began with the one "
+      f'in {path}; restore that one, or choose another --workdir.'
     )
   return Model(place.adapted.fix(genome), place.variables, allocation=allocation)
 
@@ -180,8 +180,8 @@ def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
     if not name.endswith(GENOME_ENDING):
       raise
     raise ValueError(
-      f"structure='{printable(name)}' does not fit this model ({error}); give one with a row for "
-      f'each of its {len(spec)} layers, and with ranks that are in space.ranks.'
+      f"structure='{printable(name)}' does not fit this model ({error}); give one for its "
+      f'{len(spec)} layers, with ranks in space.ranks.'
     ) from error
   _require_within_budget(context.settings, count_params(spec, genome))
   return genome, None

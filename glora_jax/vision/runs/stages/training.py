@@ -39,15 +39,15 @@ log = logging.getLogger(__name__)
 
 # The fields that every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
-MEASURED = (*TRAINING, 'report.metric')  # with images that it may choose an epoch by
+MEASURED = (*TRAINING, 'report.metric')  # with images for choosing an epoch
 MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
 LOOKS = 20  # measurements on the validation images during a training
 ENOUGH_STEPS = 100  # by then a training should have learned something
-_LEAST_LEARNED = 0.05  # and this share of what guessing gets wrong
+_LEAST_LEARNED = 0.05  # and this share of the errors of guessing
 
 
 class WithoutAdapter(Adapted):
-  """A backbone without an adapter: its head is trained alone, or all of it."""
+  """A backbone without an adapter: only its head is trained, or all of it."""
 
   @classmethod
   def of(cls, adapted: Adapted) -> Self:
@@ -56,7 +56,7 @@ class WithoutAdapter(Adapted):
 
 
 class HeadOnFeatures(WithoutAdapter):
-  """Trains the head alone. Its inputs are features: what the body answers without the head."""
+  """A linear probe: trains only the head. Its inputs are features, the outputs of the body."""
 
   def split(self, variables: Any, *, adapter: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable, frozen): the head, and everything else."""
@@ -122,7 +122,7 @@ class Best(NamedTuple):
   """The best on the validation images so far.
 
   Attributes:
-    trainable: the trained arrays at that epoch; None if the last epoch's are kept.
+    trainable: the trained arrays at that epoch; None if those of the last epoch are kept.
     accuracy: on the validation images, by `report.metric`, float32 []; ties are decided by `loss`.
     loss: on them, float32 [].
     epoch: number of epochs, float32 [].
@@ -138,7 +138,7 @@ class Best(NamedTuple):
     is_better = (other.accuracy > self.accuracy) | (
       (other.accuracy == self.accuracy) & (other.loss < self.loss)
     )
-    # A copy: training reuses the memory of the new ones.
+    # A copy: training reuses the memory of the new arrays.
     return jax.tree.map(lambda old, new: jnp.where(is_better, new, old), self, other)
 
 
@@ -148,7 +148,7 @@ def train(
   """Trains, or resumes from the newest saved state.
 
   A fixed structure that is trained on the training images is measured on the validation images
-  about twenty times. `training.keep` says whether the best of these states or the last one is kept.
+  about twenty times. `training.keep` chooses whether the best of these states or the last is kept.
 
   Args:
     context: the context.
@@ -221,7 +221,7 @@ def train(
 def equal_parts(steps: int) -> int:
   """The steps of a compiled call of at most `MOST_STEPS`, a divisor if one is near.
 
-  Calls of one length are one program; a shorter last one is compiled, too.
+  Calls of one length are one program. If the last call is shorter, it is compiled as well.
 
   Example:
     >>> equal_parts(192), equal_parts(53)
@@ -259,15 +259,15 @@ def loss_of(context: Context, learner: Adapted, labels: Any) -> LossFn:
 def mix_of(
   context: Context, labels: Any, alpha: float = 0.0, weighed: Collection[str] = ('loss',)
 ) -> Mix | None:
-  """Mixes images, smooths their labels and weighs them; None for nothing of these.
+  """Mixes images, smooths their labels and weighs them; None if none of these is needed.
 
-  The cross-entropy of an image is multiplied by what its row of labels sums to, its weight.
+  The weight of an image is the sum of its row of labels, which multiplies its cross-entropy.
 
   Args:
     context: the context.
     labels: the class of every image that is trained on, int [n]; these weigh 1 on average.
     alpha: see `augment.mixup`.
-    weighed: values of `data.balance` with which images are weighed.
+    weighed: the values of `data.balance` that weigh images.
   """
   is_weighed = context.settings.data.balance in weighed
   weights = class_weights(labels, context.task.num_classes) if is_weighed else 1.0
@@ -288,12 +288,12 @@ class Bookkeeper:
 
   Attributes:
     context: the context.
-    name: that of the training, see `train`.
+    name: name of the training, see `train`.
     learner: the model that is trained.
     frozen: its frozen arrays.
     checkpoints: where its states are saved.
-    last: its number of steps.
-    steps_per_epoch: number of steps.
+    last: number of steps of the training.
+    steps_per_epoch: number of steps of an epoch.
     interval: steps between two measurements on the validation images; None for none.
     saved: step of the newest saved state.
     looked: number of intervals at the last measurement.
@@ -387,7 +387,7 @@ class Bookkeeper:
     return self._model(kept)._replace(best_epoch=round(float(self.best.epoch)))
 
   def warn_of_guessing(self, state: TrainState, labels: Any) -> None:
-    """Warns if a training ended about as good as guessing."""
+    """Warns if a training ended about as accurate as guessing."""
     newest = self.accuracies[-2:]  # the last may be of a step alone
     is_long = newest and state.step >= ENOUGH_STEPS and meshes.primary()
     if is_long and (told := tell_guessing(self.context.settings, max(newest), labels, 'training')):
@@ -400,7 +400,7 @@ class Bookkeeper:
 
 
 def tell_guessing(settings: RunSettings, accuracy: float, labels: np.ndarray, title: str) -> str:
-  """A sentence on an accuracy that is about that of guessing; else ''.
+  """A sentence on an accuracy that is close to that of guessing; else ''.
 
   Guessing is to answer the most frequent class, or with `data.balance` any class.
 
@@ -408,7 +408,7 @@ def tell_guessing(settings: RunSettings, accuracy: float, labels: np.ndarray, ti
     settings: the config.
     accuracy: the accuracy.
     labels: of the images that it was measured on, int [n].
-    title: what these images are for, such as 'validation'.
+    title: purpose of these images, such as 'validation'.
   """
   labels = labels if settings.data.balance == 'none' else np.unique(labels)
   guessing = float(np.bincount(labels).max()) / len(labels)
