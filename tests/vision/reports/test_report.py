@@ -82,7 +82,7 @@ def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
   is_known = structure != 'runs/x/genome.json'
   for keeps_best in (False, True):
     text = making.tell_protocol({**result, 'keeps_best': keeps_best})
-    assert ('does not say how it was chosen' in text) != is_known
+    assert ('does not record how it was chosen' in text) != is_known
     assert ('epochs to keep were chosen' in text) == keeps_best
 
 
