@@ -1,6 +1,7 @@
-"""The application: images, backbones of vision, and runs from a config to a page.
+"""The application: images, vision backbones, and runs from a config to a page.
 
-The library, all else in `glora_jax`, imports nothing from here, and needs fewer packages.
+The library, which is everything else in `glora_jax`, imports nothing from here and needs fewer
+packages.
 """
 
 import importlib.metadata

@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class Array(NamedTuple):
-  """What an array of a file must be.
+  """The kind and shape that an array of a file must have.
 
   Attributes:
-    kind: kinds of its dtype as NumPy's letters: 'i' whole numbers, 'f' numbers, 'b' truths.
-    shape: its sides; a text stands for any length, the same wherever it occurs.
+    kind: kinds of its dtype as NumPy's letters: 'i' integers, 'f' floats, 'b' booleans.
+    shape: its sides; a text stands for any length, the same each time it occurs.
     finite: whether its numbers are finite.
   """
 
@@ -52,7 +52,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
-  """The array of an npz file that can be made again; None if it is missing, damaged or another."""
+  """The array of an npz file that can be made again; None if missing, damaged or different."""
   try:
     with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
       array = content['array']
@@ -62,7 +62,7 @@ def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarr
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]) -> None:
-  """Raises ValueError with the reason where arrays are not those that are expected.
+  """Raises ValueError with the reason if arrays are not as expected.
 
   Example:
     >>> arrays = {'genomes': np.zeros((3, 7, 5), np.int8), 'loss': np.zeros(2)}
@@ -91,10 +91,10 @@ def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Array]
 
 
 def read_lines(path: Path, kind: str, shape: Any) -> list[Any]:
-  """Reads a file with a JSON text in every line, but for lines that are damaged.
+  """Reads a file with a JSON text in every line, except damaged lines.
 
-  A kill cuts off the last line; a warning says how many others there are. The first line says kind
-  and format.
+  A kill cuts off the last line; a warning counts other damaged lines. The first line has kind and
+  format.
 
   Args:
     path: path of the file.
@@ -150,7 +150,7 @@ def write_predictions(path: Path, classes: Sequence[str], rows: Iterable[Sequenc
     path: path of the file.
     classes: names of the classes.
     rows: for each image its file, the name of its class, the model's answer, and the probability of
-      each class; what is not known is empty.
+      each class; unknown values are empty.
   """
   write_csv(path, ['file', 'label', 'answer', *classes], rows)
 
@@ -164,7 +164,7 @@ def require_free(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
     inputs: paths of the files that the command reads, which it never replaces.
 
   Raises:
-    FileExistsError: it may not.
+    FileExistsError: it may not write the file.
   """
   files.require_other_than(path, inputs)
   if os.path.lexists(path) and not overwrite:

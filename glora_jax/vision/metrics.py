@@ -1,4 +1,4 @@
-"""Metrics of a classifier: by class from a confusion matrix, and how far to trust probabilities."""
+"""Metrics of a classifier: by class from a confusion matrix, and the calibration error."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def by_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
   """Metrics of each class of a confusion matrix; nan if there is nothing to divide by.
 
   Returns:
-    'images', int [class]; and float [class] of each of 'precision' (how many of the images that
-    were called so are of the class), 'recall' (how many of its images were called so), and 'f1'
-    (the harmonic mean of both).
+    'images', int [class]; and three of float [class]: 'precision' (the share of right answers among
+    the images that were given the class), 'recall' (the share of right answers among the images of
+    the class), and 'f1' (the harmonic mean of both).
 
   Example:
     >>> by_class(confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2))['recall'].tolist()
@@ -62,7 +62,7 @@ def balanced_accuracy(matrix: np.ndarray) -> float:
 def calibration_error(probabilities: np.ndarray, is_right: np.ndarray) -> float:
   """The expected calibration error, over 15 bins of equal width.
 
-  It is how far, on average, the probability of an answer is from the share of right answers among
+  It is the mean distance between the probability of an answer and the share of right answers among
   those of similar probability.
 
   Args:

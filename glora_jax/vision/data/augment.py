@@ -1,4 +1,4 @@
-"""What happens to a batch of images on the device: pure functions of a key.
+"""Augmentation of a batch of images on the device: pure functions of a key.
 
 `Augmentation` composes them. Images are [batch, height, width, channels].
 """
@@ -42,10 +42,10 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def random_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
-  """Moves each image by up to a number of pixels in each direction; what comes in is zero.
+  """Moves each image by up to a number of pixels in each direction; the new margin is zero.
 
   Args:
-    key: decides how far each image is moved.
+    key: decides the distance of each image.
     images: [batch, height, width, channels].
     pixels: largest distance.
 
@@ -72,7 +72,7 @@ def random_boxes(
   """Boxes within an image, as torchvision and timm draw them.
 
   The share of the image's area and the logarithm of width to height are uniform between their
-  bounds. Of ten draws the first that is small enough is taken, at a uniform place.
+  bounds. The first of ten draws that is small enough is used, at a uniform position.
 
   Args:
     key: decides the boxes.
@@ -111,8 +111,8 @@ def crop_boxes(
 ) -> jax.Array:
   """The boxes of `random_resized_crop`.
 
-  Where none of ten draws fits into the image, the box is the largest one in the middle whose ratio
-  is within bounds.
+  If none of ten draws fits into the image, the box is the largest one in the middle whose ratio is
+  within bounds.
 
   Args:
     key: decides the boxes.
@@ -140,9 +140,8 @@ def random_resized_crop(
   """A random part of each image, resized (Szegedy et al. 2015, arXiv 1409.4842).
 
   The share of the area is uniform in `scale`, the ratio of width to height log-uniform between 3/4
-  and 4/3, as in torchvision and timm. Resizing is bilinear and antialiased. It reads the image a
-  little beyond the crop, so that, unlike with Pillow, which crops first, the outermost pixels of
-  the result know their neighbours.
+  and 4/3, as in torchvision and timm. Resizing is bilinear and antialiased. It also reads the image
+  a little beyond the crop, for the outermost pixels of the result; Pillow crops first.
 
   Args:
     key: decides the parts.
@@ -203,10 +202,10 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float = 0.25)
   """Fills a box of an image with normal noise (Zhong et al. 2017, arXiv 1708.04896).
 
   timm's mode 'pixel': one box of 2% to a third of the area, its ratio between 0.3 and 1 / 0.3,
-  lower and narrower than the image; an image for which ten draws give none stays whole.
+  lower and narrower than the image. If ten draws give none, the image is unchanged.
 
   Args:
-    key: decides which images have a box, where it is, and the noise.
+    key: decides which images have a box, its position, and the noise.
     images: floats [batch, height, width, channels], already normalized.
     probability: probability that an image has a box.
 
@@ -257,18 +256,18 @@ def mixup(
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What is done to training images, in the order of the fields; all of it is off by default.
+  """Augmentation of training images, in the order of the fields; all of it is off by default.
 
   Attributes:
-    crop: smallest share of the area that `random_resized_crop` takes, e.g. 0.08; it crops the
-      squares that images are stored as, so it sees no more pixels than these have and nothing that
-      `data.resize` cut off; 0 turns crops off.
+    crop: smallest share of the area that `random_resized_crop` keeps, e.g. 0.08. It crops the
+      stored square images, so it has no more pixels than these, and nothing that `data.resize` cut
+      off. 0 turns crops off.
     flip: whether `random_flip` is applied.
     shift: largest shift of `random_shift`, in pixels.
     color_jitter: strength of `color_jitter`.
     rand_augment: magnitude of `rand_augment` on timm's scale of 0 to 10, usually 9; 0 turns it off.
     erasing: probability of `random_erasing`.
-    mixup: alpha of `mixup`; it needs the labels, so the caller of `apply` mixes.
+    mixup: alpha of `mixup`. It needs the labels, so the caller of `apply` mixes.
 
   Raises:
     TypeError: a field has another type.
@@ -310,8 +309,8 @@ class Augmentation:
     """Augments and normalizes a batch.
 
     Args:
-      key: decides what is done to each image.
-      images: uint8 [batch, height, width, 3]; without `crop`, height and width are `size` already.
+      key: decides the augmentation of each image.
+      images: uint8 [batch, height, width, 3]; without `crop`, height and width must be `size`.
       size: side of the result.
       normalization: see `normalize`.
 
@@ -319,13 +318,13 @@ class Augmentation:
       float32 [batch, size, size, 3].
 
     Raises:
-      ValueError: the images are of another size, and are not cropped; or see `check_size`.
+      ValueError: the images have another size and are not cropped; or see `check_size`.
     """
     self.check_size(size)
     height, width = images.shape[1:3]
     if not self.crop and (height, width) != (size, size):
       raise ValueError(
-        f'The images have {height} x {width} pixels, not size={size}; only a crop resizes them.'
+        f'The images have {height} x {width} pixels, but size={size}; only a crop resizes them.'
       )
     keys = jax.random.split(key, 6)
     crop_key, flip_key, shift_key, color_key, operations_key, erasing_key = keys

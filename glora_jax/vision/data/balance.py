@@ -29,9 +29,9 @@ def draw_classes(
 ) -> np.ndarray:
   """Draws images so that every class occurs equally often, or once more.
 
-  The images of a class, too, occur equally often or once more: of a large class a random part, of a
-  small one each several times. This is systematic sampling: images lie side by side in random
-  order, class by class, as wide as they weigh, and are drawn at equal distances.
+  The images of a class also occur equally often or once more: a random part of a large class, each
+  image of a small one several times. This is systematic sampling: images are laid side by side in
+  random order, class by class, each as wide as its weight, and drawn at equal distances.
 
   Args:
     labels: the class of every image, int [n].

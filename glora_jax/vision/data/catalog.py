@@ -17,10 +17,9 @@ class Family(NamedTuple):
   """The tasks of a benchmark, whose names begin with the same word: 'fewshot/food101/4/0'.
 
   Attributes:
-    title: what reports call the benchmark.
-    task: makes a task from what follows the first word of its name.
-    parts: what follows the first word of the names: for every part, all values that 'all' stands
-      for.
+    title: name of the benchmark in reports.
+    task: makes a task from the rest of its name after the first word.
+    parts: the parts of a name after the first word, each with the values that 'all' stands for.
   """
 
   title: str
@@ -42,7 +41,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def find(name: str, source: Source = Source()) -> Task:
-  """The task of a name that a config gives.
+  """The task of a name in a config.
 
   Args:
     name: 'digits'; 'vtab/cifar100'; 'fewshot/food101/4/0' (shots, seed); 'generalization/0' (seed);
@@ -50,8 +49,8 @@ def find(name: str, source: Source = Source()) -> Task:
     source: where the images of the task come from.
 
   Raises:
-    ValueError: the name is unknown, or what it names cannot be a task.
-    FileNotFoundError: what it names is not there.
+    ValueError: the name is unknown, or its images cannot be a task.
+    FileNotFoundError: a folder or file in the name does not exist.
 
   Example:
     >>> task = find('fewshot/oxford_pets/4/0')
@@ -80,12 +79,12 @@ def find(name: str, source: Source = Source()) -> Task:
 
 
 def absolute(path: str) -> str:
-  """The absolute path of a folder or CSV that a user gives."""
+  """The absolute path of a user's folder or CSV."""
   return os.path.abspath(os.path.expanduser(path))
 
 
 def canonical(name: str) -> str:
-  """A task's name with its path written in the one way in which `find` takes it.
+  """A task's name with an absolute path, so that one task has one name.
 
   Example:
     >>> canonical('folder:/data/../data/photos/'), canonical('digits')
@@ -98,36 +97,36 @@ def canonical(name: str) -> str:
 
 
 def has_files(name: str, source: Source) -> bool:
-  """Whether a task's images are files of the user's, which may change."""
+  """Whether a task's images are files of the user, which may change."""
   return name.startswith(('folder:', 'csv:')) or source.root is not None
 
 
 def require_apart(name: str, written: str, field: str = '--workdir') -> None:
-  """Checks that what a run writes will not lie among the images of its task.
+  """Checks that a run will not write into the folder of its task's images.
 
   Args:
     name: name of the task.
     written: folder that the run writes into.
-    field: what gives that folder.
+    field: the field or flag with that folder.
 
   Raises:
-    ValueError: it would, where folders are classes, and pictures are images.
+    ValueError: it would; the folders of a run would be read as classes, its pictures as images.
   """
   kind, _, path = name.partition(':')
-  if kind != 'folder' or not path or '\0' in path:  # which `find` refuses
+  if kind != 'folder' or not path or '\0' in path:  # `find` raises an error for these
     return
   folder = os.path.realpath(absolute(path))
   inside = os.path.relpath(os.path.realpath(written), folder)
   is_hidden = inside != os.curdir and any(part.startswith('.') for part in inside.split(os.sep))
   if not is_hidden:  # nor elsewhere, which begins with '..'
     raise ValueError(
-      f'{field}={written} lies in {folder}, whose folders are read as classes of images; choose a '
+      f'{field}={written} is in {folder}, whose folders are read as classes of images; choose a '
       'folder elsewhere.'
     )
 
 
 def _pattern(kind: str) -> str:
-  """What names of a family look like: 'vtab/NAME (cifar100, ...)'."""
+  """The pattern of a family's names: 'vtab/NAME (cifar100, ...)'."""
   parts = FAMILIES[kind].parts
   pattern = '/'.join((kind, *parts))
   if 'NAME' not in parts:
@@ -139,8 +138,8 @@ def expand(name: str) -> list[str]:
   """The names of all tasks that a name stands for.
 
   Args:
-    name: name of a task, or such a name with 'all' for one or more of its parts; parts that are
-      left out behind an 'all' are 'all', too.
+    name: name of a task, or a name with 'all' for one or more of its parts. Parts that are left out
+      after an 'all' are also 'all'.
 
   Example:
     >>> expand('fewshot/food101/all/0')[:3]

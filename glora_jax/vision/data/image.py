@@ -1,7 +1,7 @@
-"""The only place that reads image files: finds and opens them, each as a uint8 array, by Pillow.
+"""The only place that reads image files: finds and opens them with Pillow, each as a uint8 array.
 
-A file is judged by its content, never by its name, and only the decoders of `FORMATS` may look at
-it: of Pillow's others one starts a program (Ghostscript, for PostScript).
+The content of a file decides its format, never its name, and only the decoders of `FORMATS` may
+read it: one of Pillow's others starts a program (Ghostscript, for PostScript).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CROP = 0.875  # share of the shorter side that 'crop' keeps, as in most ImageNet
 def decode(encoded: bytes | str, *, draft: bool = False) -> Image.Image:
   """Opens an image as 8-bit RGB the right way up (see `to_rgb`).
 
-  The only place where image files come in: regular files of the formats in `FORMATS`, within the
-  limits `MOST_BYTES` and `MOST_PIXELS`; no other part of Pillow ever sees their bytes.
+  All image files are opened here. They must be regular files of the formats in `FORMATS`, within
+  the limits `MOST_BYTES` and `MOST_PIXELS`; no other part of Pillow reads their bytes.
 
   Args:
     encoded: the bytes of an image file, or its path.
-    draft: whether a JPEG may come out smaller, which takes a fraction of the time: enough to see
+    draft: whether a JPEG may be decoded at a smaller size, which is much faster: enough to check
       that it can be decoded.
 
   Raises:
@@ -61,7 +61,7 @@ def decode(encoded: bytes | str, *, draft: bool = False) -> Image.Image:
         picture.draft('RGB', (1, 1))
       picture.load()
       upright = _upright(picture)
-  # On damaged files Pillow's plugins raise whatever their arithmetic runs into.
+  # On damaged files Pillow's plugins raise errors of any kind.
   except Exception as error:
     raise _unreadable(error) from error
   return to_rgb(upright, picture.format)
@@ -98,7 +98,7 @@ def _identify(content: bytes) -> Image.Image:
   """The image in the bytes of a file, not yet decoded.
 
   Raises:
-    OSError: it is too long, of no known format, of an unknown kind of one, or too large.
+    OSError: it is too long, of an unknown format or kind of one, or too large.
   """
   _require_size(len(content))
   try:
@@ -113,7 +113,7 @@ def _identify(content: bytes) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-  """A decoded image turned as its EXIF data says, or as it lies where these cannot be read."""
+  """A decoded image, turned according to its EXIF data if these can be read."""
   try:
     return ImageOps.exif_transpose(picture)
   except Exception:  # of any kind; the image itself has been decoded
@@ -123,17 +123,17 @@ def _upright(picture: Image.Image) -> Image.Image:
 def to_rgb(picture: Image.Image, format: str | None) -> Image.Image:
   """An upright Pillow image as 8-bit RGB.
 
-  Grey and palette images become what they look like; transparency is dropped, as `convert('RGB')`
-  and with it the data loaders of the field do; CMYK is converted; 16-bit grey keeps its upper eight
-  bits, as Pillow does with 16-bit colours, where for grey it would clip to white.
+  Gray and palette images keep their look. Transparency is dropped, as `convert('RGB')` and most
+  data loaders do. CMYK is converted. 16-bit gray keeps its upper eight bits, as Pillow does with
+  16-bit colors; for gray it would clip to white.
 
   Args:
     picture: the image.
     format: format of its file, as Pillow calls it.
 
   Raises:
-    OSError: there is no RGB for its colours; or its grey values are whole numbers of 32 bits, or
-      not finite, or fractions beyond 0 to 255.
+    OSError: its colors cannot be converted to RGB; or its gray values are integers of 32 bits, not
+      finite, or fractions beyond 0 to 255.
   """
   mode = picture.mode
   # Some versions of Pillow have the 16 bits of a PNG in mode I, as all have those of a PGM.
@@ -152,11 +152,11 @@ def to_rgb(picture: Image.Image, format: str | None) -> Image.Image:
 
 
 def _to_eight_bits(grey: np.ndarray) -> np.ndarray:
-  """Grey values as fractions of [0, 1] or [0, 255] to uint8."""
+  """Gray values as fractions of [0, 1] or [0, 255] to uint8."""
   if not np.isfinite(grey).all():
     raise OSError('not a readable image (gray values that are not finite)')
   lowest, highest = grey.min(initial=0), grey.max(initial=0)
-  # Of 255, what is below 2 shows nothing: such values are of 1, and beyond it.
+  # Values below 2 out of 255 would be black, so these are values out of 1, or a little beyond.
   if lowest < -ROUNDING or highest > 255 + ROUNDING or 1 + ROUNDING < highest < 2:
     raise OSError(
       f'not a readable image (gray values from {lowest:g} to {highest:g}; fractions must be from 0 '
@@ -172,7 +172,7 @@ def resize(picture: Image.Image, size: int, share: float | None = None) -> np.nd
     picture: RGB image.
     size: side of the square.
     share: share of the shorter side to keep: that side is scaled to `size / share`, and the middle
-      is taken, as most code does on ImageNet; None ignores the aspect ratio, as the official GLoRA
+      is kept, as most code does on ImageNet. None ignores the aspect ratio, as the official GLoRA
       code does on VTAB.
 
   Returns:
@@ -204,8 +204,8 @@ def is_image(path: str) -> bool:
 def files_below(folder: str) -> list[str]:
   """The paths of all files below a folder.
 
-  In the order of their names, those of a folder before those of its subfolders; what begins with a
-  dot is left out. Links to folders, which may lead back, are not followed; a warning names them.
+  They are sorted by name, those of a folder before those of its subfolders; names that begin with a
+  dot are left out. Links to folders, which may lead back, are not followed; a warning names them.
 
   Raises:
     OSError: a folder cannot be listed.

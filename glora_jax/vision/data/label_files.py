@@ -23,8 +23,8 @@ class LabelledPath(NamedTuple):
 
   Attributes:
     line: line number in the label file, from 1.
-    path: path of the image as the label file has it.
-    label: label as the label file has it.
+    path: path of the image, as in the label file.
+    label: label, as in the label file.
     cells: all cells of a CSV's row, by the name of the column in lower case.
   """
 
@@ -39,15 +39,15 @@ def read_list(path: str, roots: Sequence[str], num_classes: int) -> Files:
 
   Args:
     path: path of the list.
-    roots: folders that the paths in the list may be relative to; the first that holds the first
-      image is taken, else the last.
+    roots: folders that the paths in the list may be relative to: the first that has the first
+      image is used, else the last.
     num_classes: number of classes; labels are 0 and above, and below it.
 
   Raises:
-    FileNotFoundError: there is no such list, or images that it names are not there; they are
-      counted, and the first ones named.
-    ValueError: the list is no UTF-8 text; a line has no path and label, or a label that is no
-      class; or an image occurs twice; with its line number.
+    FileNotFoundError: the list does not exist, or images in it do not; they are counted, and the
+      first ones named.
+    ValueError: the list is not UTF-8 text, a line has no path and label or an invalid label, or an
+      image occurs twice; with its line number.
   """
   rows = []
   expected = 'expected lines with an image path and a label'
@@ -74,8 +74,8 @@ def _text_of(path: str | os.PathLike, expected: str) -> str:
   """The text of a file, with its line ends.
 
   Raises:
-    FileNotFoundError: there is none.
-    ValueError: it is not UTF-8, or so long that it is something else.
+    FileNotFoundError: it does not exist.
+    ValueError: it is not UTF-8, or too long for a list of images.
   """
   if not os.path.isfile(path):
     raise FileNotFoundError(f'There is no file {path}; {expected}.')
@@ -105,7 +105,7 @@ def image_paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: s
 
   Raises:
     ValueError: an image occurs twice.
-    FileNotFoundError: images are not there.
+    FileNotFoundError: images do not exist.
   """
   paths = [os.path.join(root, row.path) for row in rows]
   first_with: dict[str, LabelledPath] = {}
@@ -127,16 +127,16 @@ def image_paths(source: str | os.PathLike, rows: Sequence[LabelledPath], root: s
 def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
   """Reads a CSV of images.
 
-  Its header has the columns `path` and `label`, and `split` where it says who goes where; without a
-  header they are path and label.
+  Its header has the columns `path` and `label`, and `split` if images are split already. Without a
+  header the columns are path and label.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is no UTF-8 text or no CSV, is empty, or has other columns; or a row has no
-      path or no label or more fields than there are columns; with its line number.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is not UTF-8 text, not a CSV, is empty, or has other columns; or a row has
+      no path, no label, or more fields than there are columns; with its line number.
   """
   text = _text_of(path, 'expected a CSV with the columns path and label')
-  # A quote behind a comma and a space opens a field, too: it was a letter of the label.
+  # A quote after a comma and a space also opens a field; else it would be part of the label.
   reader = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True)
   try:
     rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
@@ -158,12 +158,12 @@ def read_csv(path: str | os.PathLike) -> list[LabelledPath]:
     columns = ['path', 'label']
   wanted = ('path', 'label', 'split') if 'split' in columns else ('path', 'label')
   if repeated := [name for name in wanted if columns.count(name) > 1]:
-    what = f'has the column {repeated[0]} more than once; rename those that are not meant'
+    what = f'has the column {repeated[0]} more than once; rename the others'
     _refuse(path, first_line, what, *header)
   if not rows:
     raise ValueError(f'{path} has only a header; expected rows with a path and a label.')
   what = (
-    f'does not hold {" and ".join(f"a {name}" for name in wanted)}, or has more fields than the '
+    f'does not have {" and ".join(f"a {name}" for name in wanted)}, or has more fields than the '
     f'{len(columns)} columns; put fields with a comma in double quotes'
   )
   labelled = []

@@ -1,4 +1,4 @@
-"""Pixels to the numbers that a backbone was trained on."""
+"""Normalization of pixels, as a backbone was trained."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def statistics(normalization: Normalization) -> Statistics:
   """Mean and standard deviation of images in [0, 1], a number for each channel.
 
   Args:
-    normalization: name in `NORMALIZATIONS`, or mean and deviation themselves.
+    normalization: name in `NORMALIZATIONS`, or mean and deviation.
 
   Raises:
-    ValueError: neither a known name nor two triples of numbers that can be.
+    ValueError: neither a known name nor two valid triples of numbers.
 
   Example:
     >>> statistics('inception')[0]
@@ -47,7 +47,7 @@ def statistics(normalization: Normalization) -> Statistics:
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
-  """Brings pixels to the range that a backbone expects.
+  """Normalizes pixels as a backbone expects them.
 
   Args:
     images: uint8 [..., 3].

@@ -1,7 +1,7 @@
 """Tasks on the user's own images.
 
-A folder has a subfolder for each class, or split folders that have these; a CSV lists paths and
-labels.
+A folder has a subfolder for each class, or folders of splits with these inside; a CSV lists paths
+and labels.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from glora_jax.vision.data.label_files import WHOLE_NUMBER, image_paths, read_cs
 from glora_jax.vision.data.splits import NAMES, SPLITS, divide, notes_on
 from glora_jax.vision.data.task import Files, Task, require_measurable, require_printable
 
-_UNEVEN = 5  # times as many images of one class as of another, which a note says
+_UNEVEN = 5  # times as many images of one class as of another, from which on there is a note
 
 
 def folder_task(folder: str, groups: str | None = None) -> Task:
-  """A task on a folder with a subfolder for each class, or with train, val and test of such.
+  """A task on a folder with a subfolder for each class, or with these in train, val and test.
 
   Args:
     folder: absolute path of the folder.
     groups: see `Source`.
 
   Raises:
-    FileNotFoundError: it is not there.
-    ValueError: it is not what is expected; a class has no images, or fewer than there are splits;
-      what is split already cannot measure anything.
+    FileNotFoundError: it does not exist.
+    ValueError: it has other contents; a class has no images, or fewer than there are splits; or the
+      given splits cannot measure anything.
   """
   if not os.path.isdir(folder):
     raise FileNotFoundError(
@@ -63,16 +63,16 @@ def folder_task(folder: str, groups: str | None = None) -> Task:
 
 
 def csv_task(path: str, groups: str | None = None) -> Task:
-  """A task on the images of a CSV, whose paths are relative to its own folder.
+  """A task on the images of a CSV, whose paths are relative to the folder of the CSV.
 
   Args:
     path: absolute path of the CSV.
     groups: see `Source`.
 
   Raises:
-    FileNotFoundError: it is not there, or images that it names are not.
-    ValueError: it is not what is expected (see `read_csv`); an image occurs twice; a class has
-      fewer images than there are splits; what is split already cannot measure anything.
+    FileNotFoundError: it does not exist, or images in it do not.
+    ValueError: it is invalid (see `read_csv`); an image occurs twice; a class has fewer images than
+      there are splits; or the given splits cannot measure anything.
   """
   rows = read_csv(path)
   paths = image_paths(path, rows, os.path.dirname(path))
@@ -80,7 +80,7 @@ def csv_task(path: str, groups: str | None = None) -> Task:
   if len(labels) < 2:
     raise ValueError(f'{path} has only the label {rows[0].label!r}; two or more are needed.')
   require_printable(path, labels)
-  # By the text, too: '01' and '1' are two labels, whose order must be the same in every process.
+  # Also by the text: '01' and '1' are two labels, whose order must be the same in every process.
   numbers = set(filter(WHOLE_NUMBER.fullmatch, labels))
   classes = (*sorted(sorted(numbers), key=int), *sorted(labels - numbers))
   number_of = {name: number for number, name in enumerate(classes)}
@@ -109,17 +109,17 @@ def _task(
   given: Mapping[str, Files],
   ignored: Sequence[str] = (),
 ) -> Task:
-  """A task on image files of the user's own.
+  """A task on a user's image files.
 
   Args:
     kind: 'folder' or 'csv'.
-    path: where they are.
+    path: path of the folder or CSV.
     classes: names of the classes.
-    given: files of 'train', and of 'val' and 'test' unless they are to be made of it.
+    given: files of 'train', and of 'val' and 'test' unless they are split off from it.
     ignored: notes on files that are ignored.
 
   Raises:
-    ValueError: see `divide`, or what is split already cannot measure anything, or cuts a group.
+    ValueError: see `divide`; or the given splits cannot measure anything, or cut a group.
   """
   train = given['train']
   for (one, its), (other, others) in itertools.combinations(given.items(), 2):
@@ -147,7 +147,7 @@ def _task(
 
 
 def _group(pattern: str, path: str) -> str:
-  """The group of an image by a pattern in its path; ValueError if that does not have it."""
+  """The group of an image by a pattern in its path; ValueError if the pattern does not match."""
   try:
     match = re.search(pattern, path)
   except re.error:
@@ -161,7 +161,7 @@ def _group(pattern: str, path: str) -> str:
 
 
 def _subfolders(folder: str) -> list[str]:
-  """The names of the folders in a folder, sorted; what begins with a dot is left out.
+  """The names of the folders in a folder, sorted, without those that begin with a dot.
 
   Raises:
     OSError: the folder cannot be listed.
@@ -171,13 +171,13 @@ def _subfolders(folder: str) -> list[str]:
 
 
 def _split_folders(folder: str) -> dict[str, str]:
-  """The folders of splits in a folder by split, 'train' among them; none where it holds classes.
+  """The folders of splits in a folder by split, 'train' among them; none if it has classes.
 
-  Upper and lower case are the same. A single folder `train` with images in it, beside other
+  Upper and lower case are the same. A single folder `train` with images in it, next to other
   folders, is a class.
 
   Raises:
-    ValueError: there are folders of splits, but no 'train', two of one split, or others as well.
+    ValueError: there are folders of splits, but no 'train', or two of one split, or other folders.
   """
   inside = _subfolders(folder)
   named = [name for name in inside if name.lower() in NAMES]
@@ -190,7 +190,7 @@ def _split_folders(folder: str) -> dict[str, str]:
   if others:
     raise ValueError(
       f'{found} and others ({listed(others)}); expected class folders only, or {expected}. Move '
-      'the others away, or list the images in a CSV if a class is called like a split.'
+      'the others away, or list the images in a CSV if a class has the name of a split.'
     )
   splits = [NAMES[name.lower()] for name in named]
   if 'train' not in splits:
@@ -204,12 +204,12 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> tuple[Files, list[s
   """All images below the class folders, in the order of their names, and notes on ignored files.
 
   Args:
-    folder: folder that holds the class folders; one for each class that occurs.
+    folder: folder with the class folders, one for each class that occurs.
     classes: names of the class folders, in the order of the labels.
     root: see `Files`.
 
   Raises:
-    ValueError: a class folder holds no images, or leads back to the folder.
+    ValueError: a class folder has no images, or is a link that leads back to the folder.
   """
   paths, labels, empty, notes = [], [], [], []
   others: collections.Counter[str] = collections.Counter()
@@ -220,7 +220,7 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> tuple[Files, list[s
     target = os.path.realpath(class_folder)
     if os.path.commonpath([target, os.path.realpath(folder)]) == target:
       raise ValueError(
-        f'The class folder {class_folder} is a link to {target}, which holds the other classes; '
+        f'The class folder {class_folder} is a link to {target}, which has the other classes; '
         'remove it.'
       )
     files = files_below(class_folder)
@@ -238,8 +238,8 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> tuple[Files, list[s
     )
   _, _, names = next(os.walk(folder))
   if loose := [name for name in names if is_image(name) and not name.startswith('.')]:
-    notes.append(f'Images in no class folder are ignored: {listed(sorted(loose))}.')
+    notes.append(f'Images outside of class folders are ignored: {listed(sorted(loose))}.')
   if others:
     counts = listed(f'{others[ending]} {ending}' for ending in sorted(others))
-    notes.append(f'Files that do not end like images are ignored: {counts}.')
+    notes.append(f'Files without the extension of an image are ignored: {counts}.')
   return Files(paths, labels, root), notes

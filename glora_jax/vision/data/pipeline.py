@@ -1,7 +1,7 @@
 """The images of a task as arrays: small splits decoded once and kept as uint8, large ones streamed.
 
 Both give the same pixels for the same indices, so training does not depend on which is used. Before
-anything is computed, `open_images` reads every image once. All decoding is done by grain.
+anything is computed, `open_images` reads every image once. grain does all decoding.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class UnreadableImages(OSError):
   """
 
   def __init__(self, messages: Sequence[str], total: int):
-    # Without all of them nothing would be left.
+    # If all are broken, they cannot be left out.
     advice = (
       ', or leave them out with --config.data.skip_broken=True' if len(messages) < total else ''
     )
@@ -57,7 +57,7 @@ class UnreadableImages(OSError):
     self.messages, self.total = messages, total
 
   def __reduce__(self):
-    # Or a process that decodes could not hand it over.
+    # So that a process that decodes can return it.
     return UnreadableImages, (self.messages, self.total)
 
 
@@ -65,7 +65,7 @@ class Split(NamedTuple):
   """The images of a split with their labels.
 
   Attributes:
-    images: uint8 [n, size, size, 3]; a `Stream` of those that are not held in memory.
+    images: uint8 [n, size, size, 3], or a `Stream` if they are not held in memory.
     labels: int32 [n].
   """
 
@@ -104,7 +104,7 @@ class Images:
   def pixels(self, name: str, indices: np.ndarray) -> np.ndarray:
     """The images of a split at indices [image], uint8 [image, size, size, 3].
 
-    One process may call it alone: resident images are whole on every device.
+    One process may call it alone: resident images are replicated.
     """
     images = self.split(name).images
     if isinstance(images, Stream):
@@ -141,9 +141,9 @@ def open_images(
 ) -> Images:
   """Reads every image of a task once, and keeps the splits that stay in memory.
 
-  The digest of every file says whether it is that of an earlier start, and where the cache has it.
-  Resident images are decoded. Streamed ones are only opened, which is faster, and not at all if an
-  earlier start has opened them.
+  The digest of every file shows whether it is that of an earlier start, and finds it in the cache.
+  Resident images are decoded. Streamed ones are only opened, which is faster, and not even that if
+  an earlier start has opened them.
 
   Args:
     images: the images.
@@ -151,8 +151,8 @@ def open_images(
     skip_broken: leave out, with a warning, images that cannot be decoded.
     cache: folder in which decoded splits are kept, by their images and how these become square;
       None keeps none.
-    folder: where the record of all images is; None for none.
-    is_tested: whether the images were tested on, so that they must be those of the record.
+    folder: folder with the record of all images; None for none.
+    is_tested: whether the images were tested on, so that they must match the record.
     mesh: the devices; None for one.
 
   Returns:
@@ -160,9 +160,9 @@ def open_images(
     that two splits share.
 
   Raises:
-    UnreadableImages: there are images that cannot be decoded, or in a split no others.
-    ValueError: the images that are left lack a class of train, or cannot measure anything; or
-      images have changed after a test.
+    UnreadableImages: images cannot be decoded, and may not be left out or are all of a split.
+    ValueError: the remaining images lack a class of train, or cannot measure anything; or images
+      have changed after a test.
   """
   if cache is not None:
     _make_folder(cache)
@@ -233,7 +233,7 @@ def _all(rows: Mapping[str, list[Row]]) -> list[Row]:
 
 
 def _path_in(cache: str, rows: Sequence[Row], images: Images) -> str:
-  """The file that keeps a split, decoded."""
+  """The file of a decoded split."""
   content = f'{record.identify(rows)}|{images.image_size}|{images.share}'
   name = hashlib.sha256(content.encode()).hexdigest()[:32]
   return os.path.join(os.path.expanduser(cache), f'{name}.npz')
@@ -259,7 +259,7 @@ def _hold(decoded: Mapping[str, np.ndarray], task: Task, split: str, mesh: Mesh 
 
 
 def _require_enough(task: Task, left: Mapping[str, Examples]) -> None:
-  """Raises ValueError if the images that are left lack a class or cannot measure anything."""
+  """Raises ValueError if the remaining images lack a class or cannot measure anything."""
   labels = {split: examples.labels for split, examples in left.items()}
   lost = np.setdiff1d(task.open('train').labels, labels['train'])
   if len(lost):
@@ -287,7 +287,7 @@ def load(
     skip_broken: leave out, with a warning, images that cannot be decoded.
 
   Raises:
-    UnreadableImages: there are images that cannot be decoded.
+    UnreadableImages: images cannot be decoded.
   """
   images, faults = decode(examples, image_size, 'images', share=share)
   readable = _readable({'': examples}, {'': faults}, skip_broken)['']
@@ -302,7 +302,7 @@ def decode(
   share: float | None = None,
   path: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-  """The images of `load`, and why some of them cannot be decoded.
+  """The images of `load`, and the reasons why some cannot be decoded.
 
   Args:
     examples: see `load`.
@@ -339,7 +339,7 @@ def decode(
 def _readable(
   splits: Mapping[str, Examples], faults: Mapping[str, Sequence[str]], skip_broken: bool
 ) -> dict[str, np.ndarray]:
-  """The indices of the images that can be decoded, by split; a warning or an error names others.
+  """The indices of the images that can be decoded, by split; a warning or an error names the rest.
 
   Args:
     splits: the examples of each split.
@@ -347,7 +347,7 @@ def _readable(
     skip_broken: whether some images may be left out.
 
   Raises:
-    UnreadableImages: none may be left out, or a split has no others.
+    UnreadableImages: images may not be left out, or none of a split can be decoded.
   """
   messages: list[str] = []
   for split, of_split in faults.items():
@@ -386,8 +386,7 @@ def _make_folder(cache: str) -> None:
     os.makedirs(folder, exist_ok=True)
   if not os.access(os.path.join(folder, os.curdir), os.W_OK | os.X_OK):
     raise OSError(
-      f'data.cache={cache!r} is not a folder that can be written; use another one, or None for no '
-      'cache.'
+      f'data.cache={cache!r} is not a writable folder; use another one, or None for no cache.'
     )
 
 
@@ -413,12 +412,12 @@ def _in_order(
   Args:
     function: function of an index.
     number: number of indices.
-    together: results that are handed over at a time; to hand over each alone would cost more than
+    together: results that are transferred at a time; transferring each alone would be slower than
       decoding a small image.
-    ahead: results that are held ready; some for every thread or process at least.
+    ahead: results that are held ready; at least a few for every thread or process.
     workers: processes that compute; 0 for threads.
   """
-  import grain  # loads for 0.4 seconds, which a command that decodes nothing need not wait for
+  import grain  # takes 0.4 seconds, which commands that decode nothing save
 
   groups = grain.MapDataset.range(number).map(function).batch(together, batch_fn=list)
   held = ahead // together
@@ -428,7 +427,7 @@ def _in_order(
   )
   results = groups.to_iter_dataset(threads)
   if workers:
-    if not flags.FLAGS.is_parsed():  # no command line was parsed, and grain's processes read absl's
+    if not flags.FLAGS.is_parsed():  # without a parsed command line, which grain's processes read
       flags.FLAGS.mark_as_parsed()
     processes = grain.MultiprocessingOptions(
       num_workers=workers, per_worker_buffer_size=max(1, held // workers)
@@ -441,14 +440,14 @@ def _in_order(
 class Stream:
   """Examples that are decoded when they are needed, a few batches ahead.
 
-  Threads or worker processes of grain decode them. Takes the place of a resident `Split` in
-  `fit` and in scoring.
+  Threads or worker processes of grain decode them. It replaces a resident `Split` in `fit` and in
+  scoring.
 
   Attributes:
     examples: see `load`.
     image_size: see `load`.
     share: see `load`.
-    workers: processes that decode; 0 decodes in threads of this one, which is enough where Pillow
+    workers: processes that decode; 0 decodes in threads of this process, which is enough if Pillow
       releases the lock.
   """
 
@@ -487,7 +486,7 @@ def in_rows(split: Split, indices: np.ndarray, mesh: Mesh | None = None) -> Iter
   """The images and labels of every row of indices, split over the devices.
 
   Args:
-    split: the whole set, or a stream of it.
+    split: the split, resident or streamed.
     indices: int [rows, batch].
     mesh: devices that every batch is split over; None for one device.
   """
@@ -503,7 +502,7 @@ def in_rows(split: Split, indices: np.ndarray, mesh: Mesh | None = None) -> Iter
 
 @jax.jit
 def _take(arrays: Any, row: np.ndarray) -> Any:
-  """Some rows of arrays; one program compiles faster than the parts of it that JAX would call."""
+  """Some rows of arrays, as one program, which compiles faster than one for each operation."""
   return jax.tree.map(lambda array: array[row], arrays)
 
 
@@ -512,7 +511,7 @@ def equal_batches(split: Split, size: int, mesh: Mesh | None = None) -> Iterator
 
   Args:
     split: the split.
-    size: number of images in every batch; the last batch goes on with the first images.
+    size: number of images in every batch; the last batch is filled up with the first images.
     mesh: see `in_rows`.
   """
   number = len(split.labels)
@@ -523,8 +522,8 @@ def equal_batches(split: Split, size: int, mesh: Mesh | None = None) -> Iterator
 def blocks(split: Split, size: int, mesh: Mesh | None = None) -> Iterator[Split]:
   """All images and labels of a split in their order: at once if it is resident, else in blocks.
 
-  On a mesh every process decodes its part of a block, but all of the last block, which may not
-  come out even.
+  On a mesh every process decodes its part of a block. Each decodes all of the last block, which may
+  not divide evenly.
 
   Args:
     split: the split.

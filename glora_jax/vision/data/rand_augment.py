@@ -1,14 +1,14 @@
 """RandAugment on the device (Cubuk et al. 2020, arXiv 1909.13719), drawn as timm draws it.
 
 The 15 operations, their ranges and the scale of magnitudes are timm's `rand-m9-mstd0.5-inc1`
-(timm/data/auto_augment.py): effects increase with the magnitude. Two things are fixed that timm
-lets vary: what comes in from outside of the image is grey (128, timm's fill when it is told no mean
-of the images), and rotating, shearing and translating is bilinear (timm, unless told, chooses
-between bilinear and bicubic for each image).
+(timm/data/auto_augment.py): effects increase with the magnitude. Two things are fixed that vary in
+timm: new margins are gray (128, timm's default without the mean of the images), and rotating,
+shearing and translating is bilinear (by default, timm chooses between bilinear and bicubic for each
+image).
 
-The operations are Pillow's, as pure functions. Every one has a uint8 image [height, width, 3] and,
-except for three, an argument in its own unit, and returns a uint8 image of the same shape, rounded
-as Pillow rounds.
+The operations are Pillow's, as pure functions. Each needs a uint8 image [height, width, 3] and,
+except for three, an argument in the unit of the operation. It returns a uint8 image of the same
+shape, rounded as Pillow rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 MAX_MAGNITUDE = 10.0
 _MAGNITUDE_STD = 0.5
 _LAYERS = 2  # operations that are drawn for an image, one after the other
-FILL = 128  # grey of what comes in from outside of the image
+FILL = 128  # gray of new margins
 _GRID = 4096  # steps of a pixel that coordinates are rounded to
 
 Matrix = jax.Array | Sequence[Sequence[jax.typing.ArrayLike]]
@@ -65,7 +65,7 @@ def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 9) -> jax
 def sample_levels(
   key: jax.Array, shape: tuple[int, ...], magnitude: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws how strongly, and to which side, operations are applied.
+  """Draws levels and signs of operations.
 
   Args:
     key: decides the levels and signs.
@@ -83,7 +83,7 @@ def sample_levels(
 
 
 def luma(image: jax.Array) -> jax.Array:
-  """Grey values of a uint8 image as int32 [height, width, 1].
+  """Gray values of a uint8 image as int32 [height, width, 1].
 
   ITU-R 601-2, in Pillow's 16-bit fixed point.
   """
@@ -94,7 +94,7 @@ def luma(image: jax.Array) -> jax.Array:
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
   """From `degenerate` (factor 0) over the image (factor 1) and beyond, cut off at 0 and 255.
 
-  It is what Pillow's ImageEnhance does.
+  As Pillow's ImageEnhance.
   """
   degenerate = degenerate.astype(jnp.float32)
   blended = degenerate + factor * (image.astype(jnp.float32) - degenerate)
@@ -107,13 +107,13 @@ def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """The mean of the grey values everywhere at factor 0, the image at 1."""
+  """The mean of the gray values everywhere at factor 0, the image at 1."""
   grey = luma(image)
   return blend((grey.sum() + grey.size // 2) // grey.size, image, factor)
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
-  """The grey image at factor 0, the image at 1; also called saturation."""
+  """The gray image at factor 0, the image at 1; also called saturation."""
   return blend(luma(image), image, factor)
 
 
@@ -159,7 +159,7 @@ def invert(image: jax.Array) -> jax.Array:
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
   """Keeps the `bits` highest bits of each value, 0 to 8.
 
-  With 0 all is black, as in Pillow before it refused that.
+  With 0 all is black, as in Pillow before it raised an error for that.
   """
   return image & (0xFF00 >> jnp.asarray(bits, jnp.int32)).astype(jnp.uint8)
 
@@ -180,7 +180,7 @@ def affine(image: jax.Array, matrix: Matrix) -> jax.Array:
 
   Args:
     image: uint8 [height, width, 3].
-    matrix: [2, 3], takes (x, y, 1) of the result to (x, y) in `image`; the middle of a pixel is at
+    matrix: [2, 3], maps (x, y, 1) of the result to (x, y) in `image`; the middle of a pixel is at
       + 0.5.
 
   Returns:
@@ -190,8 +190,8 @@ def affine(image: jax.Array, matrix: Matrix) -> jax.Array:
   x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
   x, y = (row[0] * x + row[1] * y + row[2] for row in jnp.asarray(matrix, jnp.float32))
   # XLA may compute a coordinate twice, for the index and for the weight, with different last bits.
-  # Where these disagree about which side of a whole number they are on, a pixel would be taken from
-  # its neighbour; on a grid, whole numbers are hit exactly.
+  # If these are on two sides of a whole number, a pixel would be read from its neighbor. On a grid,
+  # whole numbers are exact.
   x, y = (jnp.round(coordinate * _GRID) / _GRID for coordinate in (x, y))
 
   def sample(channel: jax.Array) -> jax.Array:
@@ -200,13 +200,13 @@ def affine(image: jax.Array, matrix: Matrix) -> jax.Array:
 
   sampled = jax.vmap(sample, -1, -1)(image.astype(jnp.float32))
   inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-  # Pillow truncates. The hundredth keeps an even area as it is, where the four weights sum to a
-  # little less than one.
+  # Pillow truncates. The hundredth keeps an even area unchanged if the four weights sum to a little
+  # less than one.
   return jnp.where(inside[..., None], sampled + 0.01, FILL).astype(jnp.uint8)
 
 
 def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
-  """Counter-clockwise around the middle."""
+  """Rotates the image counter-clockwise around its middle."""
   height, width, _ = image.shape
   cos = jnp.cos(jnp.deg2rad(degrees))
   sin = jnp.sin(jnp.deg2rad(degrees))

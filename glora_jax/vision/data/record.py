@@ -1,6 +1,6 @@
-"""The record of a run's images: a line for each, so that a later start sees what has changed.
+"""The record of a run's images: a line for each, with which a later start finds changes.
 
-A digest of a file's bytes tells; files of the same size and time are not read again.
+Files are compared by a digest of their bytes; files of the same size and time are not read again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Row(NamedTuple):
     split: name of the split.
     label: name of the class.
     image: see `Example.key`.
-    size: bytes of the file, a number as the record has it; 0 if the image has none.
-    time: nanoseconds of the last change of the file, likewise.
+    size: bytes of the file, as a text; 0 if the image has no file.
+    time: nanoseconds of the last change of the file, as a text.
     digest: digest of the bytes of the file; empty if it cannot be read.
     fault: why the image cannot be decoded and is left out; empty if it can.
   """
@@ -50,12 +50,12 @@ class Row(NamedTuple):
 
   @property
   def content(self) -> tuple[str, ...]:
-    """The fields that say which image it is; size and time do not."""
+    """The fields that identify the image, without size and time."""
     return self.split, self.label, self.image, self.digest
 
 
 def read(folder: str | None) -> list[Row]:
-  """The lines of a record; none if it is missing, damaged or another file."""
+  """The lines of a record; none if it is missing, damaged or not a record."""
   if folder is None:
     return []
   try:
@@ -84,7 +84,7 @@ def describe(
     label: name of its class.
     example: the image.
     old: lines of the split from an earlier start, by `Row.image`.
-    is_opened: whether to see if it can be decoded, unless it could by its old line.
+    is_opened: whether to check that it can be decoded, unless its old line has that already.
   """
   path, before = example.path, old.get(example.key)
   size, time, digest = '0', '0', ''
@@ -112,7 +112,7 @@ def identify(rows: Sequence[Row]) -> str:
 
 
 def compare(old: Sequence[Row], new: Sequence[Row]) -> str:
-  """How images differ from those of a record, in words; empty if nothing is recorded."""
+  """The differences between images and a record, in words; empty if nothing is recorded."""
   if not old or [row.content for row in old] == [row.content for row in new]:
     return ''
   were, are = ({row.image: row.digest for row in rows} for rows in (old, new))
@@ -128,7 +128,7 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> str:
 
 
 def warn_of_copies(name: str, rows: Sequence[Row]) -> None:
-  """Says which splits of a task share files, byte for byte."""
+  """Warns of splits of a task that share files, byte for byte."""
   firsts: dict[str, Row] = {}
   shared = collections.defaultdict(list)
   for row in rows:

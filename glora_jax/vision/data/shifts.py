@@ -1,4 +1,4 @@
-"""A task for any images: which way was this one shifted?"""
+"""A task for any images: in which direction was this one shifted?"""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SHARE = 6  # of a side, by which an image is shifted
 def shifted(
   images: np.ndarray, rng: np.random.Generator, num_classes: int = len(DIRECTIONS)
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Images shifted along a diagonal; what leaves on one side comes back on the other.
+  """Images shifted along a diagonal, cyclically.
 
   Args:
     images: [n, height, width, channels], any dtype.
     rng: source of the directions.
-    num_classes: most classes that a head can tell; so many directions at most are used.
+    num_classes: number of classes of the head; at most as many directions are used.
 
   Returns:
-    The shifted images, and the number of each one's direction, int32 [n].
+    The shifted images, and the number of each image's direction, int32 [n].
 
   Example:
     >>> moved, labels = shifted(np.arange(36).reshape(1, 6, 6, 1), np.random.default_rng(0))

@@ -1,7 +1,7 @@
-"""Which examples go into which split.
+"""Splits of examples.
 
-What a user gives unsplit is split the same way every time: stratified, by a fixed seed, 80% to
-train, 10% each to val and test. Groups of images, all those of a patient for instance, stay whole.
+Data without splits is split the same way every time: stratified, with a fixed seed, 80% train, 10%
+val and 10% test. Groups of images, all those of a patient for instance, stay together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES = {  # of splits, as folders, CSVs and TFDS call them
   **dict.fromkeys(('val', 'valid', 'validation'), 'val'),
   **dict.fromkeys(('test', 'testing'), 'test'),
 }
-SHARE = 0.1  # of the images, for each of val and test that is made
+SHARE = 0.1  # of the images, for each of val and test that is split off
 SEED = 0  # of the split
 
 
@@ -48,7 +48,7 @@ def assign(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
 
 
 def assign_groups(labels: np.ndarray, groups: Sequence[str], number: int, seed: int) -> np.ndarray:
-  """Assigns whole groups of examples to parts, so that these have nearly their shares of classes.
+  """Assigns whole groups of examples to parts, with nearly the same share of every class.
 
   From the largest to the smallest, a group goes to the part that lacks most of its classes. But the
   last groups of a class go to the parts that have no example of it.
@@ -92,10 +92,10 @@ def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0
     per_class: examples of each class.
     seed: decides which examples are drawn.
     skip: examples of the same draw that are left out first, so that two draws with one seed are
-      disjoint; then a class may have fewer than `per_class`, but one at least.
+      disjoint. Then a class may have fewer than `per_class`, but at least one.
 
   Returns:
-    What was drawn, in the order of the pool.
+    The drawn examples, in the order of the pool.
 
   Raises:
     ValueError: a class has too few for the draw.
@@ -115,7 +115,7 @@ def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0
   }
   if rare := [f'class {label} ({len(n)})' for label, n in members.items() if len(n) < needed]:
     raise ValueError(
-      f'Drawing {per_class} images of each class takes at least {needed}; too few in '
+      f'Drawing {per_class} images of each class needs at least {needed}; too few in '
       f'{listed(rare)}. Use fewer shots.'
     )
   chosen = [rng.permutation(indices)[skip : skip + per_class] for indices in members.values()]
@@ -123,7 +123,7 @@ def drawn(pool: Callable[[], Examples], per_class: int, seed: int, skip: int = 0
 
 
 def lacking(given: Collection[str]) -> list[str]:
-  """Which of 'train', 'val' and 'test' are not among some splits."""
+  """The splits of 'train', 'val' and 'test' that are missing."""
   return [split for split in SPLITS if split not in given]
 
 
@@ -133,12 +133,12 @@ def divide(
   given: Mapping[str, Examples],
   groups: Sequence[str] = (),
 ) -> dict[str, Examples]:
-  """The splits 'train', 'val' and 'test' of a data set; those that it lacks are taken from 'train'.
+  """The splits 'train', 'val' and 'test' of a data set; missing ones are split off from 'train'.
 
   Args:
-    origin: what sentences call the data set.
+    origin: name of the data set in messages.
     classes: names of the classes.
-    given: the splits that there are.
+    given: the splits of the data set.
     groups: the group of every example of 'train'; none if each is alone.
 
   Raises:
@@ -164,6 +164,6 @@ def divide(
 
 
 def notes_on(given: Collection[str]) -> list[str]:
-  """A sentence on the splits that `divide` takes from 'train', if any."""
+  """A sentence on the splits that `divide` splits off from 'train', if any."""
   made = ' and '.join(lacking(given))
-  return [f'{made} were taken from train, stratified, seed {SEED}: 10% each.'] if made else []
+  return [f'{made}: 10% each, split off from train (stratified, seed {SEED}).'] if made else []

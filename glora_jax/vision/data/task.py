@@ -1,7 +1,7 @@
 """A classification task: its classes, and its splits of labelled images.
 
-Images are decoded when they are asked for, wherever they are: in files, as parts of other examples,
-or several joined.
+Images are decoded when they are read, whether they are files, a part of other examples, or several
+sets joined.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SourceKind = Literal['tfds', 'noah', 'lists']
 
 
 class Example(NamedTuple):
-  """An image, which is decoded when it is asked for.
+  """An image, which is decoded when `image` is called.
 
   Attributes:
     key: its name: unique in a split, and the same wherever the images are.
-    image: returns it as RGB; with `draft=True` perhaps a smaller one, enough to see that it can be
-      decoded. Raises OSError if it cannot.
-    path: the file that holds it alone; None if there is none.
+    image: returns it as RGB; with `draft=True` perhaps at a smaller size, enough to check that it
+      can be decoded. Raises OSError if it cannot.
+    path: its file; None if it has no separate file.
   """
 
   key: str
@@ -39,11 +39,11 @@ class Example(NamedTuple):
 
 
 class Examples(Protocol):
-  """Labelled images by index; nothing is decoded before it is asked for."""
+  """Labelled images by index, which are not decoded yet."""
 
   @property
   def labels(self) -> np.ndarray:
-    """The class of every example, int32 [n]; no image is decoded for it."""
+    """The class of every example, int32 [n]; no image is decoded."""
     ...
 
   def __getitem__(self, index: int) -> Example:
@@ -131,16 +131,16 @@ class Task:
   """One classification task.
 
   Attributes:
-    name: what configs and reports call it.
+    name: its name in configs and reports.
     classes: names of the classes, in the order of the labels.
-    splits: 'train', 'val', 'test', and further test sets if the task has them; a function is called
-      when its examples are asked for, and reads nothing before.
+    splits: 'train', 'val', 'test', and further test sets if the task has them. A function is called
+      when its examples are needed, and reads nothing before.
     origin: data set and version, or folder; printed in every result.
-    notes: what a reader of the results must know of the data.
-    masked: names of the test sets whose images have only a part of the classes: answers are taken
-      among those.
-    missing: returns what must be fetched or prepared before the task can be opened, and how; None
-      where nothing is missing.
+    notes: remarks on the data that a reader of the results must know.
+    masked: names of the test sets that have only a part of the classes: answers are chosen among
+      those.
+    missing: returns the data that must be fetched or prepared before the task can be opened, and
+      how; None if nothing is missing.
 
   Example:
     >>> split = Files(['cat.png', 'dog.png'], [0, 1])
@@ -188,7 +188,7 @@ class Task:
     return examples
 
   def opened(self) -> Task:
-    """The task with all splits opened, so that what they are asked for is read once.
+    """The task with all splits opened, so that each is listed once.
 
     Raises:
       ValueError, OSError: a split cannot be opened; see `open`.
@@ -206,18 +206,17 @@ class Task:
 class Source:
   """Where a task's images come from.
 
-  The user's home, `~`, is filled in where a folder begins with it.
+  A folder may begin with the user's home, `~`.
 
   Attributes:
     dir: folder of TFDS; None for its default.
     source: 'tfds', 'noah' (VTAB folders in the layout of NOAH) or 'lists' (NOAH's few-shot lists);
       None for the first kind that the task has.
-    root: folder that holds what 'noah' and 'lists' read.
+    root: folder of the data for 'noah' and 'lists'.
     version: version of the TFDS data set, in place of the benchmark's.
-    groups: images that belong together, of a patient for instance, and that no split separates: a
-      column of the CSV, or a regular expression that is searched in the path of each image within
-      the folder, such as 'patient[0-9]+'; its first pair of brackets, or all that it matches, is
-      the group.
+    groups: groups of images that no split separates, for instance those of a patient: a column of
+      the CSV, or a regular expression that is searched in the path of each image within the folder,
+      such as 'patient[0-9]+'. The group is its first pair of brackets, or the whole match.
 
   Example:
     >>> Source(source='lists', root='/data').folder('lists', 'few-shot tasks', 'the lists')
@@ -237,16 +236,16 @@ class Source:
         object.__setattr__(self, name, os.path.expanduser(path))
 
   def folder(self, kind: SourceKind, user: str, content: str) -> str | None:
-    """The folder that a task is read from, by `root`; None where it is read from TFDS.
+    """The folder that a task is read from, which is `root`; None if it is read from TFDS.
 
     Args:
       kind: the kind of folder that the task can be read from.
-      user: what the sentence of the error calls the task.
-      content: what the folder holds, for the sentence of the error.
+      user: name of the task in an error message.
+      content: content of the folder in an error message.
 
     Raises:
-      ValueError: the task has no such source, or the source lacks `root`, or does not read the
-        `root` or `version` that is given.
+      ValueError: the task does not have this source, the source needs `root`, or `root` or
+        `version` has no effect with it.
     """
     if self.source not in (None, 'tfds', kind):
       raise ValueError(
@@ -258,7 +257,7 @@ class Source:
         'folders; leave it out.'
       )
     if self.source == kind and self.root is None:
-      raise ValueError(f"data.source='{kind}' needs data.root, the folder that holds {content}.")
+      raise ValueError(f"data.source='{kind}' needs data.root, the folder with {content}.")
     if self.source != kind and self.root is not None:
       raise ValueError(
         f"data.root={shown(self.root)} is only read with data.source='{kind}'; set that, or leave "
@@ -278,10 +277,10 @@ def is_count(text: str) -> bool:
 
 
 def require_printable(origin: str, names: Iterable[str]) -> None:
-  """Checks that names can stand in files and on screens.
+  """Checks that names can be written to files and terminals.
 
   Args:
-    origin: where the names come from, for the sentence of the error.
+    origin: origin of the names in an error message.
     names: names of classes or paths.
 
   Raises:
@@ -298,16 +297,16 @@ def require_printable(origin: str, names: Iterable[str]) -> None:
 def require_measurable(
   origin: str, classes: Sequence[str], labels: Mapping[str, np.ndarray]
 ) -> None:
-  """Checks that the classes of a task's splits let accuracies on them mean something.
+  """Checks that accuracies on a task's splits are meaningful.
 
   Args:
-    origin: what the sentence of the error calls the task.
+    origin: name of the task in an error message.
     classes: names of the classes.
-    labels: the labels of every split, int [n]; 'train', 'val' and 'test', where they are among
-      them, each need two classes, and the last two a class in common.
+    labels: the labels of every split, int [n]. 'train', 'val' and 'test', if they are among them,
+      each need two classes, and the last two a class in common.
 
   Raises:
-    ValueError: they do not.
+    ValueError: they are not.
   """
   present = {
     split: np.unique(labels[split]) for split in ('train', 'val', 'test') if split in labels
@@ -316,7 +315,7 @@ def require_measurable(
     if len(found) == 1:
       raise ValueError(
         f'{origin}: all images of {split} are of the class {classes[found[0]]}, so accuracy on '
-        'them means nothing; add images of the others.'
+        'them is meaningless; add images of the others.'
       )
   if {'val', 'test'} <= present.keys() and not np.intersect1d(present['val'], present['test']).size:
     raise ValueError(

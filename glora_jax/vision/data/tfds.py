@@ -1,6 +1,6 @@
-"""TFDS data sets, read without TensorFlow: which version, where it lies, what is missing.
+"""TFDS data sets, read without TensorFlow: version, folder, missing data.
 
-The tasks `tfds:NAME` are here, too: any data set of images with one label each.
+The tasks `tfds:NAME` are also here: any data set of images with one label each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from glora_jax.vision.files import read_array, write_array
 log = logging.getLogger(__name__)
 
 Builder = tfds.core.DatasetBuilder
-Features = Mapping[str, Any]  # of one example, as TFDS gives them
+Features = Mapping[str, Any]  # of one example, from TFDS
 LabelFunction = Callable[[Features], int]
 
 FEWEST_REMEMBERED = 10_000  # examples whose labels are remembered
@@ -40,8 +40,8 @@ _READ_AT_ONCE = 256  # examples whose labels are read together, images and all
 def find_builder(name: str, data_dir: str | None = None, version: str | None = None) -> Builder:
   """The builder of a TFDS name like 'cifar100:3.*.*'.
 
-  Where the installed TFDS has another version of the data set than a benchmark asks for, that one
-  serves, with a warning.
+  If the installed TFDS has another version of the data set than the benchmark, that one is used,
+  with a warning.
 
   Args:
     name: name of the data set, with or without configuration and version.
@@ -49,7 +49,7 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
     version: version in place of the one in `name`.
 
   Raises:
-    ValueError: TFDS knows no such data set, the version is none, or what lies prepared is damaged.
+    ValueError: TFDS does not have this data set or version, or the prepared data set is damaged.
   """
   base, _, named_version = name.partition(':')
   wanted = version or named_version
@@ -69,7 +69,7 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
     ) from error
   except ImportError:
     raise
-  except Exception as error:  # its parsers and readers each have their own
+  except Exception as error:  # its parsers and readers raise errors of many kinds
     raise ValueError(
       f'TFDS cannot read the data set {shown(full_name)} ({first_line(error)}); check the name on '
       'www.tensorflow.org/datasets, or remove its folder if it is damaged, to prepare it again.'
@@ -78,7 +78,7 @@ def find_builder(name: str, data_dir: str | None = None, version: str | None = N
 
 @contextlib.contextmanager
 def _temporary_files_removed() -> Iterator[None]:
-  """A folder for temporary files of the block: TFDS leaves one behind for every data set."""
+  """Removes temporary files of the block: TFDS leaves a folder for every data set."""
   before = tempfile.tempdir
   with tempfile.TemporaryDirectory() as folder:
     tempfile.tempdir = folder
@@ -89,7 +89,7 @@ def _temporary_files_removed() -> Iterator[None]:
 
 
 def is_prepared(builder: Builder) -> bool:
-  """Whether the data set lies on disk."""
+  """Whether the data set is on disk."""
   return builder.data_path.exists()
 
 
@@ -114,7 +114,7 @@ def prepare(builder: Builder) -> None:
   folder the final name, and the others use that.
 
   Raises:
-    OSError: it cannot be downloaded, or a manual download is missing; with the instructions.
+    OSError: it cannot be downloaded, or needs a manual download; the message has the instructions.
     ImportError: preparing it needs TensorFlow.
   """
   if not is_prepared(builder):
@@ -127,14 +127,14 @@ def prepare(builder: Builder) -> None:
         f'Preparing {builder.info.full_name} needs a package that is not installed ({error}); pip '
         'install tensorflow, or prepare it on a machine that has TensorFlow and copy the folder.'
       ) from error
-    except Exception as error:  # TFDS raises whatever downloads, checksums and folders raise
+    except Exception as error:  # TFDS raises the errors of downloads, checksums and folders
       if not is_prepared(builder):
         raise OSError(
           f'{builder.info.full_name} could not be prepared ({first_line(error)}). '
           f'{instructions(builder)}'
         ) from error
       log.info('Another process has prepared %s in the meantime.', builder.info.full_name)
-  # A builder that was made before its data set was prepared is told what lies on disk now.
+  # A builder that was made before its data set was prepared must be updated.
   info_file = builder.data_path / tfds.core.constants.DATASET_INFO_FILENAME
   if not builder.info.initialized and info_file.exists():
     builder.info.set_file_format('array_record', override=True)
@@ -147,7 +147,7 @@ class LabelFeature:
 
   Attributes:
     feature: name of the feature.
-    bin_size: neighbouring values that are one class.
+    bin_size: number of neighboring values that are one class.
 
   Example:
     >>> LabelFeature('label_x_position', bin_size=2)({'label_x_position': 7})
@@ -164,14 +164,14 @@ class LabelFeature:
 
 @dataclasses.dataclass
 class TfdsExamples:
-  """Examples of a prepared TFDS data set, images left encoded until they are asked for.
+  """Examples of a prepared TFDS data set, whose images stay encoded until they are read.
 
   Attributes:
-    source: what TFDS's `as_data_source` returns.
-    data_set: name of the data set, with all that its order depends on.
+    source: the result of TFDS's `as_data_source`.
+    data_set: name of the data set, with everything that its order depends on.
     label_of: function from the features of an example to its class.
     scale: factor from the stored values of an image to pixels.
-    record: path of the npz file that remembers the labels of many examples; None for none.
+    record: path of the npz file with the labels of many examples; None for none.
     folder: folder of the data set, for messages.
   """
 
@@ -195,7 +195,7 @@ class TfdsExamples:
     """The features of an example, the image encoded; raises OSError if they cannot be read."""
     try:
       return self.source[index]
-    except Exception as error:  # array_record and TFDS's parser each have their own
+    except Exception as error:  # array_record and TFDS's parser raise errors of many kinds
       raise OSError(
         f'{self[index].key} in {self.folder} cannot be read ({first_line(error)}); remove the '
         'folder of the data set to prepare it again.'
@@ -216,21 +216,21 @@ class TfdsExamples:
     if record is not None:
       try:
         write_array(record, labels)
-      except OSError as error:  # a data set that is shared, and cannot be written
+      except OSError as error:  # a shared data set, which cannot be written
         log.info('Labels cannot be cached and are read at every start: %s', error)
     return labels
 
   def _features_of(self, indices: range) -> Iterable[Features]:
     try:
       return self.source.__getitems__(indices)
-    except Exception:  # one of them cannot be read, and is named where it is read alone
+    except Exception:  # one of them cannot be read; reading each alone names it
       return map(self._features, indices)
 
 
 def read(
   builder: Builder, split: str, label_of: LabelFunction = LabelFeature(), scale: int = 1
 ) -> TfdsExamples:
-  """A split of a data set, which is prepared first; images stay encoded until they are asked for.
+  """A split of a data set, which is prepared first; images stay encoded until they are read.
 
   Args:
     builder: builder of the data set.
@@ -258,7 +258,7 @@ def read(
   if label_of != LabelFeature():  # another task has other labels of the same images
     data_set += f' {getattr(label_of, "__name__", label_of)}'
   record, folder = None, os.fspath(builder.data_path)
-  # Beside the records, by what they are read off; a function of one's own may change.
+  # Next to the records, by the feature that they are read from; a user's function may change.
   if isinstance(label_of, LabelFeature) and os.path.isdir(folder):
     key = hashlib.sha256(f'{split}|{label_of}'.encode()).hexdigest()[:16]
     record = os.path.join(folder, f'glora_jax_labels-{key}.npz')
@@ -266,7 +266,7 @@ def read(
 
 
 def class_names(builder: Builder, num_classes: int) -> tuple[str, ...]:
-  """The names that a data set has for so many classes; their numbers where it has none."""
+  """The names of a data set's classes; their numbers if it does not have as many names."""
   features = builder.info.features
   names = features['label'].names if 'label' in features else None
   if names and len(names) == num_classes:
@@ -281,7 +281,7 @@ def task_of(
   splits: Mapping[str, Callable[[], Examples]],
   **details: Any,
 ) -> Task:
-  """A task on TFDS data sets, which knows where they come from and which of them are not prepared.
+  """A task on TFDS data sets, with their origin and those that are not prepared.
 
   Args:
     builders: builders of all data sets of the task.
@@ -301,14 +301,14 @@ def task_of(
 
 
 def own_task(name: str, source: Source) -> Task:
-  """A task on any data set of images with one label each; splits that it lacks are made.
+  """A task on any data set of images with one label each; missing splits are split off.
 
   Args:
     name: name of the data set, see `find_builder`.
     source: its `dir` and `version` are used.
 
   Raises:
-    ValueError: TFDS cannot read it, or its examples are something else.
+    ValueError: TFDS cannot read it, or its examples are not images with one label.
   """
   builder = find_builder(name, source.dir, source.version)
   features = builder.info.features

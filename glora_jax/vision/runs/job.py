@@ -92,8 +92,8 @@ def begin(
         log.info('%s.', change)
       if again := stages_to_repeat(context, stages):
         log.warning(
-          'These stages run again, because fields, images, weights, devices or the version of '
-          'glora_jax have changed: %s.',
+          'Fields, images, weights, devices or the version of glora_jax have changed, so these '
+          'stages run again: %s.',
           ', '.join(again),
         )
     yield context

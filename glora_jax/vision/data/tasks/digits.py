@@ -17,7 +17,7 @@ _HIGHEST_LEVEL = 16
 @functools.cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
   """All scans, uint8 [1797, 8, 8], and their labels, int32 [1797], ordered by writer."""
-  import sklearn.datasets  # which takes longer than all else that a command imports
+  import sklearn.datasets  # slower than all other imports of a command
 
   scans, labels = sklearn.datasets.load_digits(return_X_y=True)
   pixels = (scans.reshape(-1, 8, 8) * 255 / _HIGHEST_LEVEL).round().astype(np.uint8)
@@ -45,11 +45,11 @@ def _image(index: int, *, draft: bool = False) -> Image.Image:
 def digits() -> Task:
   """scikit-learn's digits (Alpaydin and Kaynak 1998, UCI): 800 images train, 200 val, 797 test.
 
-  1,797 scans of 8 x 8 pixels and 16 grey levels. They come ordered by writer; a fixed permutation
+  1,797 scans of 8 x 8 pixels and 16 gray levels. They are ordered by writer; a fixed permutation
   splits them.
   """
   order = np.random.default_rng(0).permutation(1797).tolist()
-  # Within the two parts they are in the order in which TFDS, which once read them, shuffles them.
+  # Within the two parts they are in the shuffled order of TFDS, from which they were read once.
   train = sorted(order[:_NUMBER_OF_TRAIN], key=lambda number: _digest('train', number))
   test = sorted(order[_NUMBER_OF_TRAIN:], key=lambda number: _digest('test', number))
   parts = {'train': train[:800], 'val': train[800:], 'test': test}

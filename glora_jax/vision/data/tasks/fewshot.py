@@ -2,11 +2,10 @@
 
 Few-shot: five fine-grained data sets with 1, 2, 4, 8 or 16 images of each class. Domain
 generalization: 16 images of each class of ImageNet, tested on ImageNet and on the shifted sets V2,
-Sketch, A and R. The last two have 200 of the 1,000 classes: answers there are chosen among the
-classes that occur.
+Sketch, A and R. The last two have 200 of the 1,000 classes, and answers are chosen among these.
 
-From the lists that NOAH made, as the papers do; or from TFDS, where the images of a class are drawn
-by us, with the seed, since the lists are not part of it, and where FGVC-Aircraft is missing.
+The images come from NOAH's lists, as in the papers, or from TFDS. TFDS does not have the lists, so
+there the images of a class are drawn here, with the seed; it also lacks FGVC-Aircraft.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class DataSet(NamedTuple):
 DATA_SETS = {
   'food101': DataSet('food101', 101, 'food-101', test='validation'),
   'stanford_cars': DataSet('cars196', 196, 'stanford_cars'),
-  'oxford_flowers102': DataSet(  # whose two parts have ten images a class each
+  'oxford_flowers102': DataSet(  # its two parts have ten images of a class each
     'oxford_flowers102', 102, 'oxford_flowers', pool=('train', 'validation')
   ),
   'fgvc_aircraft': DataSet(None, 100, 'fgvc_aircraft'),
@@ -95,8 +94,8 @@ def task(text: str, source: Source) -> Task:
   """The few-shot task of 'food101/4/0', from TFDS or from NOAH's lists.
 
   Raises:
-    ValueError: no such data set, number of shots or seed, or a source that has not this data set.
-    FileNotFoundError: NOAH's folder is not there.
+    ValueError: an unknown data set, number of shots or seed, or a source without this data set.
+    FileNotFoundError: NOAH's folder does not exist.
   """
   name, *numbers = text.split('/')
   if name not in DATA_SETS or len(numbers) != 2 or not all(map(is_count, numbers)):
@@ -108,7 +107,7 @@ def task(text: str, source: Source) -> Task:
   if shots < 1:
     raise ValueError(
       f'fewshot/{text}: {shots} shots leave nothing to train on; '
-      f'the papers take {", ".join(map(str, SHOTS))}.'
+      f'the papers use {", ".join(map(str, SHOTS))}.'
     )
   return _task(f'fewshot/{name}/{shots}/{seed}', DATA_SETS[name], shots, seed, source)
 
@@ -117,8 +116,8 @@ def generalization(text: str, source: Source) -> Task:
   """The domain generalization of a seed, '0', from TFDS or from NOAH's lists.
 
   Raises:
-    ValueError: no such seed or source, or a version, which its data sets do not share.
-    FileNotFoundError: NOAH's folder is not there.
+    ValueError: an unknown seed or source, or a version, which its data sets do not share.
+    FileNotFoundError: NOAH's folder does not exist.
   """
   if not is_count(text):
     raise ValueError(
@@ -134,7 +133,7 @@ def generalization(text: str, source: Source) -> Task:
 
 
 def _task(name: str, data_set: DataSet, shots: int, seed: int, source: Source) -> Task:
-  """A task of so many images of each class."""
+  """A task with a number of images of each class."""
   number, shifted = data_set.num_classes, data_set.shifted
   masked = tuple(test_set.name for test_set in shifted if test_set.lacks_classes)
   root = source.folder('lists', name, "the data sets' folders")
@@ -144,7 +143,7 @@ def _task(name: str, data_set: DataSet, shots: int, seed: int, source: Source) -
     if not os.path.isdir(folder):
       raise FileNotFoundError(
         f'There is no folder {folder}; '
-        'it comes with the few-shot data of https://github.com/ZhangYuanhan-AI/NOAH.'
+        'it is part of the few-shot data of https://github.com/ZhangYuanhan-AI/NOAH.'
       )
     splits = {
       'train': _list(folder, f'train_meta.list.num_shot_{shots}.seed_{seed}', number),
@@ -156,7 +155,7 @@ def _task(name: str, data_set: DataSet, shots: int, seed: int, source: Source) -
     return Task(name, classes, splits, f"NOAH's lists in {folder}", masked=masked)
   if data_set.builder is None:
     raise ValueError(
-      f"TFDS has no data set for {name}; take NOAH's lists: data.source='lists' and data.root."
+      f"TFDS has no data set for {name}; use NOAH's lists: data.source='lists' and data.root."
     )
   builder = tfds.find_builder(data_set.builder, source.dir, source.version)
   others = {x.name: tfds.find_builder(x.builder, source.dir) for x in shifted}
@@ -181,7 +180,7 @@ def _task(name: str, data_set: DataSet, shots: int, seed: int, source: Source) -
 
 
 def _list(folder: str, name: str, num_classes: int) -> Callable[[], Examples]:
-  """Reads a list of NOAH, whose images are in a folder of their own or beside it."""
+  """Reads a list of NOAH, whose images are in a separate folder or next to the list."""
   lists_in, images_in = (
     path if os.path.isdir(path) else folder
     for path in (os.path.join(folder, inside) for inside in ('annotations', 'images'))

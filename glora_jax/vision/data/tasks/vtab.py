@@ -1,8 +1,8 @@
 """VTAB-1k (Zhai et al. 2019, arXiv 1910.04867): 19 tasks of 800 training and 200 validation images.
 
-From TFDS as the benchmark's own data code (google-research/task_adaptation) defines them, or from
-the folders that NOAH made and most PyTorch papers use, whose images were saved again as JPEG:
-pixels differ, and every result says which it was.
+The images come from TFDS, as the benchmark's data code (google-research/task_adaptation) defines
+them, or from NOAH's folders, which most PyTorch papers use. NOAH saved the images again as JPEG, so
+the pixels differ; every result names the source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class VtabTask(NamedTuple):
     val: TFDS split of the 200 validation images.
     test: TFDS split of the test images.
     classes: number of classes.
-    label: name of the rule in `LABELS` that makes a class of an example's features.
+    label: name of the rule in `LABELS` that turns an example's features into a class.
   """
 
   name: str
@@ -88,7 +88,7 @@ def _objects(example: Features, feature: str) -> np.ndarray:
   return np.asarray(example['objects'][feature])
 
 
-# The rules of the table's last column, which make a class of the features of an example.
+# The rules of the table's last column, which turn the features of an example into a class.
 LABELS: Mapping[str, LabelFunction] = {
   'label': LabelFeature(),
   'clevr_count': clevr_count,
@@ -100,8 +100,8 @@ LABELS: Mapping[str, LabelFunction] = {
   'elevation': LabelFeature('label_elevation'),
 }
 
-# Name, data set in TFDS with its version, splits of validation and test, classes, label rule: as
-# the benchmark's own code has them.
+# Name, data set in TFDS with its version, splits of validation and test, classes, label rule: as in
+# the benchmark's code.
 _TABLE = """
 natural
 cifar100           cifar100:3.*.*          train[45000:45200]   test           100 label
@@ -141,7 +141,7 @@ _CLASSES = {
   'smallnorb_ele': tuple(f'elevation {angle} degrees' for angle in range(30, 75, 5)),
 }
 _SCALES = {'dsprites_loc': 255, 'dsprites_ori': 255}  # from stored values to pixels
-# Names that copies of NOAH's folder have, where they are not those of the tasks.
+# Names in copies of NOAH's folder that differ from those of the tasks.
 _FOLDERS = {
   'cifar100': ('cifar', 'cifar100'),
   'oxford_iiit_pet': ('oxford_iiit_pet', 'oxford_pet'),
@@ -167,7 +167,7 @@ def find(name: str) -> VtabTask:
   """The task of a name.
 
   Raises:
-    ValueError: no such task.
+    ValueError: there is no task of this name.
 
   Example:
     >>> find('kitti').group
@@ -182,8 +182,8 @@ def task(name: str, source: Source) -> Task:
   """The task of a name, from TFDS or from NOAH's folder.
 
   Raises:
-    ValueError: no such task or source.
-    FileNotFoundError: NOAH's folder is not there.
+    ValueError: there is no task or source of this name.
+    FileNotFoundError: NOAH's folder does not exist.
   """
   root = source.folder('noah', 'VTAB-1k', "vtab-1k's task folders")
   _, _, full_name, val, test, num_classes, label = find(name)
@@ -198,7 +198,7 @@ def task(name: str, source: Source) -> Task:
     if folder is None:
       raise FileNotFoundError(
         f'There is no folder {candidates[0]}; '
-        'it comes with the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
+        'it is part of the vtab-1k archive of https://github.com/ZhangYuanhan-AI/NOAH.'
       )
     lists = {'train': 'train800.txt', 'val': 'val200.txt', 'test': 'test.txt'}
     splits = {
