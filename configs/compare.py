@@ -5,12 +5,12 @@
   python -m glora_jax.main --config configs/compare.py:tune
   python -m glora_jax.main --config configs/compare.py:tiny=True
 
-The first command trains each structure once, at its learning rate in compare_rates.json, next to
+The first command trains each structure once, with its learning rate in compare_rates.json, next to
 this file; `:tune` first chooses the rates again, on the validation images. Every structure gets 36
 epochs and a rate from the same list. Search and gradient have two budgets, and the LoRAs are the
 largest that fit them.
 
-Reached with three seeds at the saved rates, test accuracy in % (2026-12-01):
+Test accuracy in % over three seeds, with the saved rates (2026-12-01):
 
   linear probe  90.5 +- 0.1    LoRA of rank 2            95.9 +- 0.7
   prompts       92.6 +- 0.5    LoRA of rank 4            96.8 +- 0.1
@@ -20,8 +20,8 @@ Reached with three seeds at the saved rates, test accuracy in % (2026-12-01):
   full          96.4 +- 0.3    gradient, at most 40,000  96.7 +- 1.1
   fine-tuning
 
-Time on two cores of an AMD EPYC: 22 minutes for three seeds at the saved rates. docs/results.md has
-an earlier table of five seeds, whose rates were chosen anew.
+Time on two cores of an AMD EPYC: 22 minutes for three seeds with the saved rates. docs/results.md
+has an earlier table of five seeds, whose rates were chosen again.
 """
 
 import json

@@ -5,14 +5,15 @@
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,source=lists,root=/data/few-shot
   python -m glora_jax.main --config configs/fewshot.py:oxford_pets,tiny=True
 
-Random crops are taken from the stored square images, where the paper crops the original files:
-small crops have fewer pixels, and the margins of pictures are never seen.
+Random crops are cut from the stored square images, while the paper crops the original files. So
+small crops have fewer pixels, and the margins of pictures are never used.
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. Data sets: food101, stanford_cars,
 oxford_flowers102, fgvc_aircraft (lists only), oxford_pets. `all` runs those that are ready with 1,
 2, 4, 8 and 16 shots and seed 0; `shots=4` runs only that many, `seed=all` the seeds 0, 1 and 2. A
-single data set takes `shots=all` and `seed=all` as well; its default is 16 shots. A file of budgets
-and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all of it.
+single data set accepts `shots=all` and `seed=all` as well; its default is 16 shots. A file of
+budgets and learning rates, `settings=FILE.json`, names tasks as `food101/4/0`, or `food101` for all
+of it.
 
 Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an
 accelerator. Published for GLoRA (arXiv 2306.07967), accuracy in % with 1, 4 and 16 shots:

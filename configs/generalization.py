@@ -6,8 +6,8 @@
   python -m glora_jax.main --config configs/generalization.py:0,tiny=True
 
 The test sets are ImageNet, V2, Sketch, A and R. Without a seed, or with `all`, seeds 0, 1 and 2 are
-run, and the table has their means. `settings=FILE.json` holds budgets and learning rates by seed.
-Random crops are taken from the stored square images, where the paper crops the original files.
+run, and the table has their means. `settings=FILE.json` has budgets and learning rates by seed.
+Random crops are cut from the stored square images, while the paper crops the original files.
 
 Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an
 accelerator. Published for GLoRA (arXiv 2306.07967), accuracy in %: ImageNet 78.3, V2 67.5, Sketch

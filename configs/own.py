@@ -6,14 +6,13 @@
   python -m glora_jax.main --config configs/own.py:photos/,tiny=True
 
 Images without a split into train, val and test are split stratified, always the same way;
-`images.csv` in the workdir lists which image is where. Without `weights`, the small backbone of the
-package is used, which has only seen gray images of 28 x 28 pixels: good for a trial, not for
-results. A published DINOv2 gets images of 224 x 224 pixels unless `model.image_size` says
-otherwise.
+`images.csv` in the workdir lists the split of each image. Without `weights`, the small backbone of
+the package is used, which has only seen gray images of 28 x 28 pixels: good for a trial, not for
+results. A published DINOv2 gets images of 224 x 224 pixels unless `model.image_size` is given.
 
 The structure is allocated from one gradient; without `budget`, it has as many parameters as the
 knee of its curve. `structure=search` trains and searches a supernet, and `structure=NAME` trains a
-preset. `rank` is the largest LoRA rank on offer; for a search, the only one.
+preset. `rank` is the largest LoRA rank to choose from; for a search, the only one.
 
 Accuracy and time depend on the images. notebooks/own_images.ipynb shows a run with its figures, and
 benchmarks/RESULTS.md compares such structures with fixed ones.
@@ -42,7 +41,7 @@ def get_config(arguments=''):
   images = os.path.expanduser(images)
   replaced = [name for name in ('weights', 'epochs') if given[name] != ARGUMENTS[name]]
   if given['tiny'] and replaced:
-    raise ValueError(f'tiny=True has its own {replaced[0]}; leave {replaced[0]}= or tiny=True out.')
+    raise ValueError(f'tiny=True sets {replaced[0]}; leave {replaced[0]}= or tiny=True out.')
   config = default_config()
   config.task = f'{kind_of(images)}:{images}'
   config.budget = given['budget']

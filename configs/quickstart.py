@@ -4,9 +4,9 @@
   python -m glora_jax.main --config configs/quickstart.py:search
   python -m glora_jax.main --config configs/quickstart.py:tiny=True
 
-One gradient picks what is trained, as many parameters as BitFit has. BitFit, a LoRA and a linear
-probe are trained to compare with. `:search` is the paper's way: it trains a supernet and searches
-it, within 40,000 parameters.
+The structure is chosen from one gradient, with as many parameters as BitFit. BitFit, a LoRA and a
+linear probe are trained for comparison. `:search` is the paper's method: it trains a supernet and
+searches it, within 40,000 parameters.
 
 Test accuracy on 797 digits, five seeds: 95.8 +- 0.2%; LoRA has 94.0, BitFit 91.6 and the probe 87.9
 (2026-11-30; docs/results.md has other rates and `:search`). Time: 84 seconds of stages on two cores

@@ -1,6 +1,6 @@
 """VTAB-1k: 800 training and 200 validation images, the official recipe.
 
-Structures are chosen on these, then trained on all 1,000, as the field does; the test comes last.
+Structures are chosen on these, then trained on all 1,000, as is usual; the test comes last.
 
   python -m glora_jax.main --config configs/vtab.py:all
   python -m glora_jax.main --config configs/vtab.py:cifar100
@@ -9,16 +9,16 @@ Structures are chosen on these, then trained on all 1,000, as the field does; th
   python -m glora_jax.main --config configs/vtab.py:all --check
 
 The backbone is a ViT-B/16 pretrained on ImageNet-21k. `all` runs those of the 19 tasks whose data
-is ready, and puts them into a table with the published results; `--config.suite.prepare=True`
-downloads what needs no manual download first. A file of budgets and learning rates by task,
-`settings=FILE.json`, holds
+is ready, and puts them into a table with the published results. `--config.suite.prepare=True`
+first downloads the data that needs no manual download. A file of budgets and learning rates by
+task, `settings=FILE.json`, has
 `{"cifar100": {"budget": 860000, "learning_rate": 1e-4}, ...}`.
 
 Not run so far, and its time is unknown: it needs the in21k weights, the data sets and an
 accelerator. Published for GLoRA with 0.86 million parameters (arXiv 2306.07967): 78.0 on average
 over the groups, 76.4 on cifar100. Images are resized without keeping the aspect ratio and
-normalized as the weights were trained; `docs/howto/vtab.md` has the command that does all as the
-official code does.
+normalized as the weights were trained. `docs/howto/vtab.md` has the command for the official code's
+protocol.
 """
 
 from glora_jax.vision.runs.config import default_config, parse_arguments, shrink, with_settings

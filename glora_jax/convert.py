@@ -5,9 +5,9 @@
 IN is a file, a folder (also a run's), a URL, a name on the hub (`hf:owner/name`), a shortcut or
 `embedded`, as in `model.weights`. Without OUT, its format, sizes and layers are printed. OUT is
 one file if it ends in .safetensors, else a folder, which also gets the `config.json` that
-transformers, timm and this package read. OUT ending in .jax_export is the whole computation, from
-uint8 images to logits, for `jax.export.deserialize`. Files are replaced with --overwrite only, and
-IN never.
+transformers, timm and this package read. If OUT ends in .jax_export, it is the whole computation,
+from uint8 images to logits, for `jax.export.deserialize`. Files are replaced only with --overwrite,
+and IN never.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--format',
     choices=(OURS, *WRITTEN),
-    help=f'format to write; by default that of IN if it is one of these, else {OURS}',
+    help=f'format to write; by default the format of IN if it is one of these, else {OURS}',
   )
   parser.add_argument('--overwrite', action='store_true', help='replace existing files')
-  parser.add_argument('--sha256', help='checksum of the file that IN stands for')
+  parser.add_argument('--sha256', help='checksum of the file IN')
   parser.add_argument('--image-size', type=int, help='resize the position embedding')
   parser.add_argument('--patch-size', type=int, help='resize the patch embedding')
-  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='if the file does not say')
-  parser.add_argument('--num-heads', type=int, help='if the file does not say')
+  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='if the file has none')
+  parser.add_argument('--num-heads', type=int, help='if the file has none')
   parser.add_argument('--key', help='of the state dict, if a PyTorch file holds several')
   parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser
@@ -143,15 +143,15 @@ def _inspection(checkpoint: Checkpoint) -> str:
 def _export(path: str, checkpoint: Checkpoint) -> str:
   """Writes the computation, for any batch size; returns a line about it.
 
-  It has the parameters inside, and the normalization: images are uint8. Without a normalization
-  they are float32, normalized before.
+  It includes the parameters and the normalization, so images are uint8. Without a normalization
+  they are float32, already normalized.
   """
   require_devices()
   model, params, metadata = checkpoint
   if not isinstance(model, ViT):  # torchax needs a known batch size
     raise UserError(
-      f'{path} is not written: {model.__name__} runs as a module of {model.library}, and these are '
-      'not exported.'
+      f'{path} is not written: {model.__name__} runs as a PyTorch module of {model.library}, which '
+      'cannot be exported.'
     )
   normalization = metadata.get('normalization')
   params = jax.tree.map(jnp.asarray, params)
@@ -170,7 +170,7 @@ def _export(path: str, checkpoint: Checkpoint) -> str:
 
 
 def _convert(path: str, checkpoint: Checkpoint, format: str | None) -> str:
-  """Writes a checkpoint, by default in the format that was read; returns a line about it."""
+  """Writes a checkpoint, by default in its format; returns a line about it."""
   model, params, metadata = checkpoint
   source = metadata.get('source')
   weights.save(path, model, params, metadata, format or source)

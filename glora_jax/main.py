@@ -10,12 +10,12 @@
   python -m glora_jax.main --help_config (the common config fields) or --help_config=all
 
 From Python, call `experiment.run(config, workdir)` for a run, and `suite.run` for many: several
-tasks, such as 'vtab/all', structures, rates or seeds. Each writes `report.html` in its workdir,
-which `--open` opens in a browser.
+tasks, such as 'vtab/all', structures, rates or seeds. Each writes `report.html` in its workdir, and
+`--open` opens it in a browser.
 
 SIGTERM and Ctrl-C save everything and exit with 75 (EX_TEMPFAIL of sysexits.h); the same command
-resumes. A suite exits with 1 if a run failed or none was ready, with 0 if all that were ready have
-results; `--check` exits with 1 unless all are ready.
+resumes. A suite exits with 0 if all runs that were ready have results, and with 1 if a run failed
+or none was ready. `--check` exits with 1 unless all are ready.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-# Modules that need JAX are imported in functions, so that a wrong command line is reported at once.
+# Modules with JAX are imported in functions, so that a wrong command line is reported at once.
 if TYPE_CHECKING:
   from glora_jax.vision.runs.settings import RunSettings
   from glora_jax.vision.runs.workdir import Stop
 
 STOPPED = 75  # exit code EX_TEMPFAIL of sysexits.h: the same command resumes
-# A wheel has configs in the package; a checkout, installed as it lies or not, at its top.
+# A wheel has configs in the package, a checkout in its root.
 _PLACES = [folder / 'configs' for folder in pathlib.Path(__file__).absolute().parents[:2]]
 FOLDER = next(filter(pathlib.Path.is_dir, _PLACES), _PLACES[0])
 GREETING = """GLoRA: parameter-efficient fine-tuning for JAX and Flax. Five things to do:
@@ -79,12 +79,12 @@ fields."""
 class _TextParser(flags.ArgumentParser):
   """Leaves the text of a field to `config.read`, which knows the field's type.
 
-  So the error for a wrong value is the same as in a config file. Of two texts for a tuple the last
-  one counts, as for all other fields.
+  So the message about a wrong value is the same as for a config file. If a tuple is given twice,
+  the last one counts, as for all other fields.
   """
 
   def parse(self, argument: Any) -> Any:
-    """The text of a command line; defaults as they are."""
+    """The text from the command line; defaults unchanged."""
     from glora_jax.vision.runs.config import Text  # loaded by the config file, with JAX
 
     return Text(argument) if isinstance(argument, str) else argument
@@ -130,11 +130,10 @@ OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Let --show replace an existin
 RUNNER = flags.DEFINE_string(
   'runner',
   'process',
-  "Where a suite's runs are computed: in this process, or on the nodes of a Ray cluster, "
-  'ray[:ADDRESS].',
+  'Runs a suite in this process, or on the nodes of a Ray cluster, ray[:ADDRESS].',
 )
 RESOURCES = flags.DEFINE_string(
-  'runner.resources', None, 'What each takes of a node; a TPU chip, a GPU or all cores by default.'
+  'runner.resources', None, 'Resources of a run; a TPU chip, a GPU or all cores by default.'
 )
 OPEN = flags.DEFINE_bool('open', False, 'Open report.html in a browser at the end.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
@@ -215,7 +214,7 @@ def run(
 
 
 def workdir_of_config() -> str:
-  """`--workdir`, or else `workdir_named_after` the config.
+  """The folder of `--workdir`, or else `workdir_named_after` the config.
 
   Raises:
     UserError: it is not a path.
@@ -242,7 +241,7 @@ def workdir_named_after(config: str) -> str:
 
 
 def open_page(path: str) -> None:
-  """Opens the page of a result in a browser if `--open` is given."""
+  """Opens the page of a result in a browser, with `--open`."""
   if OPEN.value and not webbrowser.open(pathlib.Path(path).resolve().as_uri()):
     print(f'No browser could be started; open {path} by hand.', file=sys.stderr)
 
@@ -251,7 +250,7 @@ def catch_signals() -> Stop:
   """Makes SIGTERM and Ctrl-C a request to stop.
 
   Returns:
-    A function that says whether one has arrived. A second one ends the process at once.
+    A function that returns whether one has arrived. A second one ends the process at once.
   """
   asked = threading.Event()
 
@@ -270,7 +269,7 @@ def load_config(value: str) -> ml_collections.ConfigDict:
   """Loads a config by name or file; arguments of its `get_config` follow a colon.
 
   Raises:
-    ValueError: the file is missing, fails, or returns something else.
+    ValueError: the file is missing, fails, or does not return a config.
 
   Example:
     >>> load_config('vtab:clevr_count').task
@@ -294,11 +293,11 @@ def load_config(value: str) -> ml_collections.ConfigDict:
 
 
 def _blame(error: BaseException, path: str) -> str:
-  """A sentence about an error in a config file: its author's mistake, with the line."""
+  """The message for an error in a config file, its author's mistake, with the line."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == path]
   if lines and (isinstance(error, ValueError) or is_mistake(error)):
-    return sentence(error)  # from one of our own functions
+    return sentence(error)  # from one of our functions
   line = lines[-1] if lines else getattr(error, 'lineno', None)  # of a SyntaxError
   place = f', line {line},' if line else ''
   return f'{path}{place} fails: {traceback.format_exception_only(error)[-1].strip()}.'
@@ -341,11 +340,11 @@ def path_of(name: str) -> str:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses the flags; a page that is asked for ends the command, and so does a mistake."""
+  """Parses the flags; a flag for a page ends the command, and so does a mistake."""
   if len(argv) == 1:
     _show(GREETING)
   for page in filter(None, map(PAGES.get, argv)):
-    logging.getLogger('glora_jax').setLevel(logging.ERROR)  # a page lists data, and warns of none
+    logging.getLogger('glora_jax').setLevel(logging.ERROR)  # a page lists data without warnings
     _show(page())
   try:
     unknown = flags.FLAGS(argv)[1:]
@@ -375,7 +374,7 @@ def _explain(error: Exception) -> str:
     from glora_jax.vision.runs.fields import fields_called
 
     if full := fields_called(text.strip("'")):
-      text += f'; fields so called: {listed(full)}.'
+      text += f'; fields of this name: {listed(full)}.'
     return f'The config has no such field: {text} (--help_config=all shows all fields.)'
   text = ' '.join(str(error).split())
   if text.startswith('flag --config='):
@@ -391,20 +390,20 @@ def _configure_logging() -> None:
   if DEBUG.value:
     return
   # An error in one of orbax's threads, a full disk for instance, reaches us as an exception and
-  # becomes the sentence. The other threads fail for the same reason, but nothing catches their
-  # errors: Python would print it through this hook, absl and asyncio through their loggers.
+  # becomes the message. The other threads fail for the same reason, but nothing catches their
+  # errors: Python would print them through this hook, absl and asyncio through their loggers.
   sys.unraisablehook = lambda _: None
   for library in ('absl', 'asyncio'):
     logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _help() -> str:
-  """The help of the command and its flags."""
+  """The description of the command, and its flags."""
   return (__doc__ or '') + flags.FLAGS.module_help(sys.modules[__name__])
 
 
 def _help_needed() -> str:
-  """The config fields that are needed most often: name, default, type, range, meaning."""
+  """The most common config fields: name, default, type, range, meaning."""
   from glora_jax.vision.runs.fields import NEEDED, describe
 
   return f'{describe(NEEDED)}\n\n--help_config=all shows all fields.'
@@ -418,7 +417,7 @@ def _help_all() -> str:
 
 
 def _list() -> str:
-  """What is available on this machine."""
+  """Everything that is available on this machine."""
   from glora_jax.vision.runs.look import inventory
 
   first_lines = {}

@@ -2,7 +2,7 @@
 
   python -m glora_jax.predict --model runs/x/folded IMAGE_OR_FOLDER ...
 
-The model is a run's `folded/` (the run's folder works too), or any checkpoint with a head that
+The model is a run's `folded/` (the run's folder works as well), or any checkpoint with a head that
 `weights.load` reads, also from the hub (`hf:owner/name`). Folders are searched with all their
 subfolders. An image that cannot be decoded is reported on stderr, the others are classified, and
 the exit code is 1. `--json` prints one JSON object per line. `--csv FILE` writes a table
@@ -97,14 +97,10 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--resize',
     choices=image.RULES,
-    help="by default as the model says, or 'squash' if it does not",
+    help="by default the model's rule, or 'squash' if it has none",
   )
-  parser.add_argument(
-    '--normalization', choices=NORMALIZATIONS, help='if the checkpoint does not say'
-  )
-  parser.add_argument(
-    '--num-heads', type=_positive, metavar='N', help='if the checkpoint does not say'
-  )
+  parser.add_argument('--normalization', choices=NORMALIZATIONS, help='if the checkpoint has none')
+  parser.add_argument('--num-heads', type=_positive, metavar='N', help='if the checkpoint has none')
   parser.add_argument('--key', help='of the state dict, if a PyTorch file holds several')
   parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser
@@ -119,13 +115,13 @@ def _positive(text: str) -> int:
 def _answer(
   classifier: Classifier, images: Sequence[str], given: argparse.Namespace, unreadable: list[str]
 ) -> Iterator[list[Any]]:
-  """The lines of a CSV; prints answers unless one is written.
+  """The lines of a CSV; prints answers unless a CSV is written.
 
-  Images that cannot be read go to the list.
+  Images that cannot be read are added to the list.
   """
   count = given.top or (None if given.json else SHOWN)
   is_printed = given.csv is None
-  # On a terminal the answers show the progress, and a bar would be in their way.
+  # On a terminal the answers show the progress; a bar would be between them.
   wanted = not (is_printed and sys.stdout.isatty())
   predictions = classifier(images, batch_size=given.batch_size)
   bar = progress_bar(predictions, total=len(images), unit='image', wanted=wanted)

@@ -226,7 +226,7 @@ def _scan(folder: str, classes: Sequence[str], root: str) -> tuple[Files, list[s
     files = files_below(class_folder)
     images = list(filter(is_image, files))
     endings = (os.path.splitext(file)[1].lower() for file in files if not is_image(file))
-    others.update(ending or 'without an ending' for ending in endings)
+    others.update(ending or 'with none' for ending in endings)
     paths += images
     labels += [label] * len(images)
     if not images:

@@ -1,4 +1,4 @@
-"""The vision transformer, and everybody's checkpoints of it.
+"""The vision transformer, and checkpoints of it in many formats.
 
-Knows nothing of training, search or runs.
+Nothing here depends on training, search or runs.
 """

@@ -1,7 +1,7 @@
 """Files of named arrays: npz, safetensors and PyTorch are read into a dictionary.
 
-Nothing in a file is executed, and none is read that declares more than it holds. Knows nothing of
-models.
+Nothing in a file is executed, and a file that declares more data than it has is not read. Nothing
+here depends on models.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ TIMM_PREFIX = 'timm:'
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
 INDEX_FILE = f'{MODEL_FILE}.index.json'  # of one in parts
-HUB_FILES = (MODEL_FILE, 'config.json', 'preprocessor_config.json')  # that are read of a repository
+HUB_FILES = (MODEL_FILE, 'config.json', 'preprocessor_config.json')  # read from a repository
 
 _RAW_BFLOAT16 = ('|V2', '<V2')  # NumPy stores bfloat16, which it does not know, as two raw bytes
 
-# Weights hardly shrink; a file that declares to unpack to much more than it has is a trap.
+# Weights hardly shrink; a file that unpacks to much more than its size is hostile.
 MOST_UNPACKED_PER_BYTE = 8
 ALWAYS_UNPACKED = 64 * 2**20
 
-# Keys under which PyTorch files keep the weights, the likelier first.
+# Keys of the weights in PyTorch files, the likelier first.
 WRAPPERS = ('model', 'state_dict', 'teacher', 'module')
 
 
@@ -46,13 +46,13 @@ class OtherArchitecture(ValueError):
 
 
 class Tensors(NamedTuple):
-  """What a file holds.
+  """The content of a file.
 
   Attributes:
     path: path of the file.
     container: type of the file.
-    arrays: its arrays by name; whoever takes one out lets its memory go.
-    metadata: texts by name, which a safetensors file may have.
+    arrays: its arrays by name; the memory of an array is freed after it is removed here.
+    metadata: texts by name, from a safetensors file.
   """
 
   path: str
@@ -69,9 +69,9 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
     key: key of the state dict in a PyTorch file that holds several.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is empty, cut off, of another type, declares what it does not hold, or the key
-      does not say which state dict.
+    FileNotFoundError: the file does not exist.
+    ValueError: it is empty, cut off, of another type, or declares more data than it has; or the key
+      is missing or wrong.
     ImportError: it is a PyTorch file, and PyTorch is not installed.
   """
   name = check_path(path)
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
     tensors = _read(name, key)
   except (ImportError, UserError):
     raise
-  except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch each have their own
+  except Exception as error:  # zipfile, zlib, NumPy, safetensors and PyTorch raise many kinds
     raise ValueError(
       f'{name} is damaged or incomplete ({first_line(error)}); get it again.'
     ) from error
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Tensors:
 
 
 def parts_of(path: Path) -> list[str]:
-  """Paths of the files that a checkpoint is in: its own, or those that an index names.
+  """Paths of the files of a checkpoint: its path, or those that an index names.
 
   Raises:
     ValueError: the index is damaged.
@@ -110,7 +110,7 @@ def parts_of(path: Path) -> list[str]:
 
 
 def digest(path: Path) -> str:
-  """SHA-256 of a checkpoint; of one in parts, that of the lines of their digests."""
+  """SHA-256 of a checkpoint; for one in parts, that of the lines of their digests."""
   one, *others = (sha256_of(part) for part in parts_of(path))
   return hashlib.sha256('\n'.join([one, *others]).encode()).hexdigest() if others else one
 
@@ -143,7 +143,7 @@ def _read(path: str, key: str | None) -> Tensors:
     return Tensors(path, 'npz', arrays)
   if start[8:9] == b'{':  # after the length of a safetensors file's JSON
     return Tensors(path, 'safetensors', *read_safetensors(path))
-  if start.startswith(b'\x80'):  # a pickle, as PyTorch wrote before its files were zip files
+  if start.startswith(b'\x80'):  # a pickle, PyTorch's format before its files were zip files
     return _read_torch(path, key)
   fault = f'is not an npz, safetensors or PyTorch file (it starts with {start[:8]!r}).'
   raise UserError(f'{path} {fault if start else "is empty; get it again."}')
@@ -190,7 +190,7 @@ def _read_torch(path: str, key: str | None) -> Tensors:
 
 
 def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str:
-  """The key of the state dict that is meant, of some with so many tensors each."""
+  """The key of the state dict to read, from the numbers of tensors in each."""
   if key is not None:
     if key not in sizes:
       kept = f'its state dicts are {listed(sizes)}' if sizes else 'leave the key out'
@@ -198,7 +198,7 @@ def _choose_wrapper(path: str, sizes: Mapping[str, int], key: str | None) -> str
     return key
   largest = max(sizes, key=lambda name: sizes[name])
   chosen = next((name for name in WRAPPERS if name in sizes), largest)
-  # The buffers of a loss or an optimizer are no second model.
+  # The buffers of a loss or an optimizer are not another model.
   models = [name for name, size in sizes.items() if size >= sizes[chosen] / 2]
   if len(models) > 1:
     raise UserError(
@@ -213,7 +213,7 @@ def require_tensors(where: str, given: Arrays, expected: Mapping[str, Any]) -> N
 
   Raises:
     OtherArchitecture: arrays are missing, unexpected or misshaped, and all are named.
-    ValueError: one of them holds anything but finite floating-point numbers.
+    ValueError: one of them has values other than finite floating-point numbers.
   """
   if problems := differences(given, expected):
     raise OtherArchitecture(
@@ -226,9 +226,9 @@ def require_tensors(where: str, given: Arrays, expected: Mapping[str, Any]) -> N
 def locate(path: Path) -> str:
   """The checkpoint file of a path: the path itself, or the one such file in a folder.
 
-  Of a run's folder it is the one in `folded/`: where that has one, and the folder no model itself.
-  Of several it is `MODEL_FILE`, which timm and transformers take before all others, too, or else
-  the one that is called a model. Of a checkpoint in parts it is the index.
+  In a run's folder it is the one in `folded/`, unless the folder itself has a model. If there are
+  several, it is `MODEL_FILE`, which timm and transformers also prefer, or else the one that is
+  called a model. For a checkpoint in parts it is the index.
 
   Raises:
     FileNotFoundError: the folder has no checkpoint.
@@ -266,7 +266,7 @@ def locate(path: Path) -> str:
 
 
 def checkpoints_in(folder: str) -> list[str]:
-  """Names of the files in a folder that end as checkpoints do, in their order."""
+  """Names of the files in a folder with the extension of a checkpoint, sorted."""
   return sorted(name for name in os.listdir(folder) if name.endswith(EXTENSIONS))
 
 
@@ -277,10 +277,10 @@ def _is_model(name: str) -> bool:
 def hub_name(path: Path) -> Path:
   """The name on the hub that `timm:NAME` is short for; all other paths unchanged.
 
-  A name without the tag of its weights, which follows a point, stands for those that timm takes.
+  A name without the tag of its weights, which follows a point, stands for timm's default weights.
 
   Raises:
-    ImportError: timm, which knows the weights of a name without a tag, is missing.
+    ImportError: timm, which has the default weights of a name, is not installed.
     ValueError: timm has no weights of that name.
 
   Example:
@@ -306,7 +306,7 @@ def hub_name(path: Path) -> Path:
 
 
 def require_no_other(folder: str) -> None:
-  """Raises ValueError if a folder holds a checkpoint beside the file that is to be written."""
+  """Raises ValueError if a folder has a checkpoint other than the file to write."""
   if others := [name for name in checkpoints_in(folder) if name != MODEL_FILE]:
     raise ValueError(
       f'The folder {folder} already holds another checkpoint ({", ".join(others)}); choose another '

@@ -1,4 +1,4 @@
-"""Image files to classes, by a plain model."""
+"""Classification of image files with a plain model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from glora_jax.vision.models.metadata import check_agreement, require_normalizat
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-  """Finds images, in the order of the paths, and in a folder in that of their names.
+  """Finds images, in the order of the paths, and sorted by name within a folder.
 
   Args:
-    paths: paths of images, which are taken as they are; or of folders, which stand for all files
-      below them that end as images do.
+    paths: paths of images; or of folders, which stand for all files below them with the extension
+      of an image.
 
   Raises:
-    TypeError: it is one path, and no list of them.
-    FileNotFoundError: there is no such path, or no image in a folder.
+    TypeError: it is one path, and not a list of them.
+    FileNotFoundError: a path does not exist, or a folder has no image.
   """
   found = []
   for path in validate(paths, list, 'paths'):  # letters of a text are paths, too: '.' and '/'
@@ -49,11 +49,11 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 
 class Prediction(NamedTuple):
-  """What a model answers for an image.
+  """A model's answer for an image.
 
   Attributes:
     path: path of the image.
-    outcome: probabilities, float32 [classes]; or what is wrong with a file that cannot be decoded.
+    outcome: probabilities, float32 [classes]; or the reason why a file cannot be decoded.
   """
 
   path: str
@@ -61,10 +61,10 @@ class Prediction(NamedTuple):
 
 
 class Classifier:
-  """A plain model that says what is in image files.
+  """A plain model that classifies image files.
 
   Attributes:
-    classes: names of the classes; their numbers where the checkpoint has no names.
+    classes: names of the classes; their numbers if the checkpoint has no names.
     share: how images become square, see `data.image.resize`.
     image_size: side of the images that the model sees, in pixels.
 
@@ -92,14 +92,14 @@ class Classifier:
     Args:
       path: path of a checkpoint, file or folder, or of the folder of a whole run; or a name on the
         hub, `hf:owner/name[@revision]`.
-      rule: how images become square; None for what the checkpoint remembers, and for 'squash', a
-        run's default, where it remembers nothing.
-      normalization: normalization of images, where the checkpoint does not tell it; another than
-        it tells is refused.
+      rule: how images become square; None for the rule in the checkpoint, or for 'squash', a run's
+        default, if it has none.
+      normalization: normalization of images, if the checkpoint does not have it. If both differ, it
+        is an error.
       **fields: `key`, or fields of the ViT, see `weights.load`.
 
     Raises:
-      FileNotFoundError: there is no such checkpoint.
+      FileNotFoundError: the checkpoint does not exist.
       ValueError: the rule is unknown; or the checkpoint cannot be read, has no head, or is for
         images that are not square.
     """
@@ -137,7 +137,7 @@ class Classifier:
       batch_size: images at a time; the last batch is padded, so that one compilation serves all.
 
     Raises:
-      TypeError: the images are no list of paths.
+      TypeError: the images are not a list of paths.
       UserError: the model's answers are not finite.
     """
     images = validate(images, list, 'images')
@@ -165,7 +165,7 @@ def most_probable(
   Args:
     classes: names of the classes.
     probabilities: their probabilities, [classes].
-    count: how many classes are wanted; None for all.
+    count: number of classes; None for all.
 
   Returns:
     'class' and 'probability' of each.

@@ -35,7 +35,7 @@ _AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
 _HUGGING_FACE = 'https://huggingface.co/facebook/{}/resolve/{}/model.safetensors'
 
 SHORTCUTS = {
-  # The official GLoRA's own base (Dosovitskiy et al. 2021, arXiv 2010.11929).
+  # The base of the official GLoRA (Dosovitskiy et al. 2021, arXiv 2010.11929).
   'in21k-B/16': Published(
     'https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz', 'inception'
   ),
@@ -54,29 +54,29 @@ SHORTCUTS = {
 
 
 def known_normalization(weights: str) -> str | None:
-  """The normalization that goes with a shortcut; None for everything else."""
+  """The normalization of a shortcut; None for everything else."""
   return SHORTCUTS[weights].normalization if weights in SHORTCUTS else None
 
 
 def fetch(weights: str, sha256: str | None = None) -> str:
   """The local path of weights, downloaded if they are not there yet.
 
-  pooch keeps the downloads. Each goes to a temporary file, is checked, and only then gets its name:
-  an interrupted one leaves nothing behind that looks whole. A file in the cache that does not have
-  the sum is downloaded again.
+  pooch keeps the downloads. Each goes to a temporary file, is checked, and only then gets its name,
+  so that an interrupted download is never used. A file in the cache with another checksum is
+  downloaded again.
 
   Args:
     weights: a path; an http(s) address (or gs://, of a public bucket), which needs `sha256`;
       `hf:owner/name[@revision]` on the Hugging Face hub (see `glora_jax.hub`), whose folder is
       returned; `timm:NAME` (see `checkpoint.hub_name`); a name in `SHORTCUTS`; or 'embedded', the
       backbone in the package.
-    sha256: SHA-256 of the file, or of the one checkpoint in a folder, hexadecimal. A shortcut has
-      none on record; pass it to have its download checked.
+    sha256: SHA-256 of the file, or of the one checkpoint in a folder, hexadecimal. It is not known
+      for shortcuts; pass it to have the download checked.
 
   Raises:
-    ValueError: the sum is wrong, missing or no SHA-256.
-    OSError: there is no such path, or the address cannot be reached; the sentence says which file
-      to put where.
+    ValueError: the checksum is wrong, missing or not a SHA-256.
+    OSError: the path does not exist, or the address cannot be reached; the message names the path
+      for a file that is downloaded in another way.
     ImportError: it is on the hub, and `huggingface_hub` is not installed.
   """
   if sha256 is not None:
@@ -90,7 +90,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
   if url.startswith(('https://', 'http://')):
     if sha256 is None and not is_published:
       raise ValueError(
-        f'{url} needs model.sha256, the SHA-256 that its publisher gives, to check the download.'
+        f'{url} needs model.sha256, the SHA-256 from its publisher, to check the download.'
       )
     return _download(url, sha256)
   if hub.is_hub_name(name := hub_name(weights)):
@@ -109,7 +109,7 @@ def fetch(weights: str, sha256: str | None = None) -> str:
 
 
 def path_in_cache(url: str) -> str:
-  """Where the download of an address is, or will be: in $GLORA_JAX_CACHE or the system's cache."""
+  """The path of an address's download, in $GLORA_JAX_CACHE or the system's cache."""
   folder = os.environ.get(CACHE_VARIABLE) or pooch.os_cache('glora_jax')
   return os.path.join(folder, pooch.utils.unique_file_name(url))
 
@@ -125,14 +125,14 @@ def _download(url: str, sha256: str | None) -> str:
       os.path.dirname(path),
       downloader=pooch.HTTPDownloader(progressbar=is_watched(), timeout=30),  # pyrefly: ignore
     )
-  except (requests.RequestException, OSError) as error:  # a few of these are ValueErrors, too
+  except (requests.RequestException, OSError) as error:  # a few of these are also ValueErrors
     reason = first_line(error)
     raise OSError(
       f'{url} could not be downloaded ({reason}). Download the file in another way and put it at '
       f'{path}, or set model.weights to its path.'
     ) from error
-  except ValueError as error:  # pooch's own for a wrong sum
+  except ValueError as error:  # pooch's error for a wrong checksum
     raise ValueError(
       f'The download from {url} does not have SHA-256 {sha256} and was discarded; check the URL '
-      'and the sum.'
+      'and the checksum.'
     ) from error

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint besides its tensors, and what that can be: sizes, class names."""
+"""Metadata of a checkpoint, and their valid values: sizes, normalization, class names."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from glora_jax.vision.data.normalization import NORMALIZATIONS, Normalization, s
 from glora_jax.vision.models.vit import Activation, Pool, sides
 
 REMEMBERED = ('image_size', 'normalization', 'resize', 'crop', 'classes')  # in `config.json`
-OURS = 'glora_jax'  # this project's own format, and the key of what it adds to other people's files
+OURS = 'glora_jax'  # the format of this project, and the key of its metadata in other files
 
 Metadata = dict[str, Any]
 """Facts of a checkpoint by name.
 
-'image_size': side of the images, `[height, width]` where they are not square.
+'image_size': side of the images, `[height, width]` if they are not square.
 'normalization': see `data.normalization.statistics`.
 'resize': how images become square, see `data.image.resize`.
-'crop': share of the shorter side that the rule 'crop' keeps, where it is not `data.image.CROP`.
+'crop': share of the shorter side that the rule 'crop' keeps, if it is not `data.image.CROP`.
 'classes': names of the classes, in the order of the head's outputs.
 'source': the `formats.format.Format` of a foreign file; never written.
 """
 
 
 def shortest(height: int, width: int) -> int | list[int]:
-  """An image size as metadata has it: one number where the image is square."""
+  """An image size for metadata: one number if the image is square."""
   return height if height == width else [height, width]
 
 
 def share_kept(metadata: Metadata, rule: ResizeRule | None) -> float | None:
-  """`image.resize`'s share, by a rule or, where that is None, by what is known."""
+  """The `share` of `image.resize`, from a rule or, if that is None, from the metadata."""
   return (metadata.get('crop') or CROP) if (rule or metadata.get('resize')) == 'crop' else None
 
 
@@ -45,35 +45,35 @@ def normalization_of(mean: Sequence[float], deviation: Sequence[float]) -> str |
   for name, known in NORMALIZATIONS.items():
     if np.allclose(known, given, atol=2e-3):
       return name
-  return [list(numbers) for numbers in statistics(given)]  # as JSON has them
+  return [list(numbers) for numbers in statistics(given)]  # as in JSON
 
 
 def require_normalization(
   path: Path, normalization: Normalization | None, setting: str
 ) -> Normalization:
-  """The normalization of a checkpoint's images; our own format may be written without one.
+  """The normalization of a checkpoint's images; our format may be written without one.
 
   Args:
     path: path of the checkpoint.
-    normalization: what the checkpoint or its user says; None where neither does.
-    setting: name by which the user gives it.
+    normalization: the one from the checkpoint or its user; None if neither has it.
+    setting: name of the user's setting.
 
   Raises:
-    ValueError: neither says it.
+    ValueError: neither has it.
   """
   if normalization is None:
     raise ValueError(
-      f'{path} does not say how images are normalized; set {setting} to one of '
+      f'{path} does not have the normalization of images; set {setting} to one of '
       f'{", ".join(NORMALIZATIONS)}.'
     )
   return normalization
 
 
 def read_json(path: Path) -> Any:
-  """The contents of a JSON file beside a checkpoint; empty where there is no such file.
+  """The contents of a JSON file next to a checkpoint; empty if it does not exist.
 
   Raises:
-    OSError: it cannot be read, or is no regular file.
+    OSError: it cannot be read, or is not a regular file.
     ValueError: it is damaged.
   """
   return load_json(path, 'get it again, or remove it') if os.path.exists(path) else {}
@@ -96,10 +96,10 @@ FACTS: Mapping[str, tuple[Any, dict[str, float]]] = {
 
 
 def check_facts(facts: Mapping[str, Any]) -> None:
-  """Checks what is said of a checkpoint, where it is a fact that is known here.
+  """Checks the known facts of a checkpoint.
 
   Args:
-    facts: facts by name; None is one that is left open.
+    facts: facts by name; None if one is missing.
 
   Raises:
     TypeError: a fact has another type.
@@ -118,7 +118,7 @@ def check_facts(facts: Mapping[str, Any]) -> None:
       _IN_ONE_FORM[name](value)
     elif name in FACTS:
       kind, limits = FACTS[name]
-      # Unlike settings, metadata are written again as they are: 2.0 is no number of heads.
+      # Unlike settings, metadata are written again unchanged: 2.0 is not a valid number of heads.
       if kind in (int, float) and type(value) not in (int, kind):
         raise TypeError(f'{name}={shown(value)} must be {expected(kind)}.')
       validate(value, kind, name, **limits)
@@ -134,7 +134,7 @@ def _checked_sides(value: Any) -> tuple[int, int]:
   return sides(value)
 
 
-# Facts that are written in several forms: a check, which returns one of them.
+# Facts that may have several forms: a check, which returns one of them.
 _IN_ONE_FORM: Mapping[str, Callable[[Any], Any]] = {
   'image_size': _checked_sides,
   'normalization': statistics,
@@ -142,21 +142,21 @@ _IN_ONE_FORM: Mapping[str, Callable[[Any], Any]] = {
 
 
 def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-  """Checks that a caller says nothing else than a checkpoint.
+  """Checks that a caller's values do not differ from those of a checkpoint.
 
   Args:
     path: path of the checkpoint.
-    stated: facts and fields that it states, by name; None is one that it leaves open.
-    given: what the caller gives, None for nothing.
+    stated: its facts and fields, by name; None if one is missing.
+    given: the caller's values; None if one is missing.
 
   Raises:
-    ValueError: both give a value, and these differ.
+    ValueError: both have a value, and these differ.
 
   Example:
     >>> check_agreement('a.npz', {'num_heads': 3, 'pool': None}, {'num_heads': 3, 'pool': 'gap'})
     >>> check_agreement('a', {'num_heads': 3}, {'num_heads': 1})
     Traceback (most recent call last):
-    ValueError: a says num_heads=3, but num_heads=1 was given; leave it out, or correct the file.
+    ValueError: a has num_heads=3, but num_heads=1 was given; leave it out, or correct the file.
   """
   for name, value in given.items():
     own = stated.get(name)
@@ -165,7 +165,7 @@ def check_agreement(path: Path, stated: Mapping[str, Any], given: Mapping[str, A
     form = _IN_ONE_FORM.get(name)
     if (form(own) != form(value)) if form else own != value:
       raise ValueError(
-        f'{path} says {name}={shown(own)}, but {name}={shown(value)} was given; leave it out, or '
+        f'{path} has {name}={shown(own)}, but {name}={shown(value)} was given; leave it out, or '
         'correct the file.'
       )
 
@@ -175,10 +175,10 @@ def check_metadata_of(metadata: Mapping[str, Any], num_classes: int) -> None:
 
   Args:
     metadata: facts by name.
-    num_classes: number of the model's classes; 0 where it has no head.
+    num_classes: number of the model's classes; 0 if it has no head.
 
   Raises:
-    ValueError: a fact is missing or cannot be, or there are not as many names as classes.
+    ValueError: a fact is missing or invalid, or there are not as many names as classes.
   """
   if metadata.get('image_size') is None:
     raise ValueError(

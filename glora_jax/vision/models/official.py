@@ -1,4 +1,4 @@
-"""What the official PyTorch code saves: the supports and the head of a timm ViT's supernet."""
+"""Files of the official PyTorch code: the adapter and the head of a timm ViT's supernet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glora_jax.vision.models.checkpoint import read_checkpoint, require_tensors
 from glora_jax.vision.models.formats.timm import FORMAT as TIMM
 from glora_jax.vision.models.vit import ViT
 
-# Names in the official code, which lays A and B out transposed.
+# Names in the official code, which has A and B transposed.
 OFFICIAL_NAMES = {
   'A_down': 'Au',
   'A_up': 'Ad',
@@ -30,16 +30,16 @@ OFFICIAL_NAMES = {
 
 
 def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[str, Any]:
-  """Reads what the official PyTorch code saves, onto the base that it was trained on.
+  """Reads a file of the official PyTorch code, for the base that it was trained on.
 
-  The file has the supports of every linear layer of a timm ViT and the head. The official base is
-  `ViT-B_16.npz` as timm computes it: load that with `activation='gelu'`.
+  The file has the support tensors of every linear layer of a timm ViT, and the head. The official
+  base is `ViT-B_16.npz` as timm computes it: load that with `activation='gelu'`.
 
   Args:
     path: path of the `.pt` file (needs PyTorch, and is read with `weights_only=True`), or of its
       tensors as safetensors or npz.
-    adapted: the ViT of `models/vit.py`, adapted with shared storage; its largest rank is that of
-      the file.
+    adapted: the ViT of `models/vit.py`, adapted with shared storage; its largest rank must be that
+      of the file.
     params: parameters of the base, with a head of the file's number of classes, which is replaced.
 
   Returns:
@@ -98,7 +98,7 @@ def load_official_supernet(path: Path, adapted: Adapted, params: Any) -> dict[st
 
 
 def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
-  """The part of the supports that each tensor of the file fills, by its name."""
+  """The part of the adapter that each tensor of the file fills, by its name."""
   layer_names = TIMM.modules(adapted.model)
   places = {}
   for group in adapted.places.groups:

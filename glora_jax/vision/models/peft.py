@@ -1,4 +1,4 @@
-"""Adapters of HF PEFT for the ViTs of timm and transformers, by the names in their formats."""
+"""Adapters of HF PEFT for the ViTs of timm and transformers, with the names of their formats."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def save(
   kind: KindName | None = None,
   base: str | None = None,
 ) -> KindName:
-  """Writes a structure as an adapter that HF PEFT loads onto the torch model of a format.
+  """Writes a structure as an adapter that HF PEFT loads for the torch model of a format.
 
-  DINOv2's classifiers read class token and mean patch; a head that reads one of them is written
-  with zeros for the other, and `load` takes these off again.
+  DINOv2's classifiers read class token and mean patch. A head that reads only one of them is
+  written with zeros for the other, which `load` removes.
 
   Args:
     folder: path of the folder; created if missing.
     adapted: the adapted ViT.
     variables: its variables, after training.
     format: 'timm', 'hf_vit' or 'hf_dinov2', or the 'source' that `weights.load` returned.
-    genome: of a free structure, int [rows, 5].
-    kind: as of `glora_jax.peft.save_peft`.
-    base: likewise.
+    genome: the structure, int [layers, 5], if `adapted` is not fixed to one.
+    kind: see `glora_jax.peft.save_peft`.
+    base: see `glora_jax.peft.save_peft`.
 
   Returns:
     The kind that was written.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: the format is not one of these, has no place for the model, or folds LayerScale into
-      an adapted layer; see also `glora_jax.peft.save_peft`.
+    ValueError: the format is unknown, cannot store the model, or folds LayerScale into an adapted
+      layer; see also `glora_jax.peft.save_peft`.
 
   Example:
     >>> import tempfile, jax
@@ -88,8 +88,8 @@ def save(
     kernel = path_name(site.kernel_path)
     if fitted[kernel] is not params[kernel]:
       raise ValueError(
-        f'The format {torch_format.name} folds LayerScale into {site.name}, which the adapter does '
-        "not fit; use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure "
+        f'The format {torch_format.name} folds LayerScale into {site.name}, which is adapted; '
+        "use a format that has LayerScale ('timm', 'hf_dinov2'), or fold the structure "
         'and save the model with weights.save.'
       )
   heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
@@ -97,7 +97,7 @@ def save(
 
 
 def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str, Any]]:
-  """Reads a PEFT adapter for the torch model of any format, which its names tell.
+  """Reads a PEFT adapter for the torch model of any format, which is found from its names.
 
   Args:
     folder: path of the adapter's folder, or its name on the hub, `hf:owner/name[@revision]`.
@@ -110,7 +110,7 @@ def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str
   Raises:
     FileNotFoundError: there is no adapter.
     TypeError: an argument has the wrong type.
-    ValueError: its names are those of no format; see also `glora_jax.peft.load_peft`.
+    ValueError: no format has its names; see also `glora_jax.peft.load_peft`.
 
   Example: see `save`.
   """

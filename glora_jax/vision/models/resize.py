@@ -1,4 +1,4 @@
-"""Grids of patches: found in a file, resized to another, and patch embeddings of another size."""
+"""Grids of patches: found in a file or resized, and patch embeddings of another size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from glora_jax.vision.models.vit import ImageSize, ViT, sides
 
 Interpolation = Literal['bicubic_antialias', 'bicubic', 'linear_corners']
-PUBLISHED_SIZE = 224  # that models with computed positions were published for
-MOST_PATCHES = 2**14  # of an image: attention to more takes gigabytes for each image and head
+PUBLISHED_SIZE = 224  # of published models with computed positions
+MOST_PATCHES = 2**14  # of an image: attention to more needs gigabytes for each image and head
 
 
 def resize_pos_embed(
@@ -25,12 +25,12 @@ def resize_pos_embed(
     pos_embed: position embedding, [1, tokens, width]; tokens is `old[0] * old[1]`, or one more with
       a class token, whose position comes first and stays.
     old: (rows, columns) of its grid.
-    new: (rows, columns) of the grid that is wanted.
+    new: (rows, columns) of the new grid.
     interpolation: convention of the code base that the weights come from. 'bicubic_antialias' is
       timm's and PIL's: Keys' kernel with a = -1/2, widened when shrinking. 'bicubic' is DINOv2's
       and Hugging Face's: a = -3/4, the border repeated, no widening
       (`torch.nn.functional.interpolate` without antialiasing). 'linear_corners' is
-      vision_transformer's and big_vision's: linear with corner on corner (`scipy.ndimage.zoom` of
+      vision_transformer's and big_vision's: linear, with aligned corners (`scipy.ndimage.zoom` of
       order 1).
 
   Returns:
@@ -50,7 +50,7 @@ def resize_pos_embed(
   if class_tokens not in (0, 1):
     raise ValueError(
       f'The position embedding has {tokens} tokens; a grid of {old[0]} x {old[1]} patches needs '
-      f'{patches}, or one more with a class token. Say which grid it has.'
+      f'{patches}, or one more with a class token. Correct the grid.'
     )
   if old == new:
     return pos_embed
@@ -61,7 +61,7 @@ def resize_pos_embed(
     rows, columns = (_bicubic_weights(*sizes) for sizes in zip(old, new, strict=True))
     resized = np.einsum('yh,xw,hwc->yxc', rows, columns, grid, optimize=True)
   else:
-    import scipy.ndimage  # a third of a second, which most programs never need
+    import scipy.ndimage  # a third of a second, which most programs save
 
     factors = (new[0] / old[0], new[1] / old[1], 1)
     resized = scipy.ndimage.zoom(grid, factors, order=1)
@@ -76,7 +76,7 @@ def _resize_cubic(array: np.ndarray | jax.Array, shape: tuple[int, ...]) -> jax.
 
 
 def _bicubic_weights(old: int, new: int) -> np.ndarray:
-  """Weights of bicubic interpolation between pixel centers, as PyTorch has them.
+  """Weights of bicubic interpolation between pixel centers, as in PyTorch.
 
   The kernel is that of Keys with a = -3/4, the border is repeated.
 
@@ -99,8 +99,8 @@ def _bicubic_weights(old: int, new: int) -> np.ndarray:
 def resize_patch_embed(kernel: np.ndarray, size: int) -> np.ndarray:
   """Patch embeddings for another patch size (FlexiViT, arXiv 2212.08013, section 3.4).
 
-  The pseudo-inverse of resizing makes of an enlarged patch what the old kernel makes of the patch;
-  a plain resize of the kernel would scale it.
+  The new kernel is the pseudo-inverse of resizing times the old one, so that its outputs for an
+  enlarged patch are those of the old kernel for the patch. Resizing the kernel would scale them.
 
   Args:
     kernel: kernel of the patch embedding, [patch, patch, channels, width].
@@ -121,7 +121,7 @@ def resize_patch_embed(kernel: np.ndarray, size: int) -> np.ndarray:
 
 
 def check_patches(image_size: ImageSize, patch_size: int) -> None:
-  """Checks that attention to all patches of an image can be computed, before memory is taken.
+  """Checks that attention to all patches of an image can be computed, before memory is reserved.
 
   Args:
     image_size: side of the images, or [height, width].
@@ -145,19 +145,19 @@ def find_grid(
   """Finds the grid of the position embedding.
 
   Args:
-    path: path of the file, for the sentences of errors.
-    model: the ViT that it holds.
-    tokens: number of position embeddings; None where they are computed, which fit any grid.
-    image_size: image size that the caller or `config.json` gives.
+    path: path of the file, for error messages.
+    model: its ViT.
+    tokens: number of position embeddings; None if they are computed, for any grid.
+    image_size: image size from the caller or `config.json`.
 
   Returns:
-    ((height, width) of the images, whether the class token has a position of its own).
+    ((height, width) of the images, whether the class token has a position).
 
   Raises:
     ValueError: the position embeddings do not fit, or there are too many.
   """
   patch = model.patch_size
-  extra_tokens = (1, 0) if model.class_token else (0,)  # beside the patches', the likelier first
+  extra_tokens = (1, 0) if model.class_token else (0,)  # in addition to patches, the likelier first
   if image_size is None and tokens is not None:
     for extra in extra_tokens:
       side = math.isqrt(max(tokens - extra, 0))

@@ -1,7 +1,7 @@
-"""Classifiers of timm and transformers as backbones: PyTorch's modules, run by `glora_jax.torch`.
+"""Classifiers of timm and transformers as backbones: PyTorch modules, run with `glora_jax.torch`.
 
-They stand for what `ViT` cannot be: registers, rotary positions, SwiGLU, pooling by attention,
-Swin, ConvNeXt. The `config.json` beside a checkpoint says which library builds the module.
+They are for models that `ViT` does not support: registers, rotary positions, SwiGLU, attention
+pooling, Swin, ConvNeXt. The `config.json` next to a checkpoint names the library of the module.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PUBLISHED_SIZE = 224
 class TorchBackbone(glora_jax.torch.Module):
   """A classifier as a function of its parameters: images [batch, height, width, 3] to logits.
 
-  It always runs in evaluation mode: what is frozen keeps its statistics, and drops nothing.
+  It always runs in evaluation mode, without dropout and with the statistics of the checkpoint.
 
   Attributes:
     library: the library that builds the module, 'timm' or 'transformers'.
@@ -70,7 +70,7 @@ class TorchBackbone(glora_jax.torch.Module):
   def apply(self, variables: Mapping[str, Any], images: jax.Array, *, train: bool = False) -> Any:
     """Logits, or features, of normalized images."""
     del train
-    # Frozen weights may be kept in bfloat16, and PyTorch mixes no types.
+    # Frozen weights may be stored in bfloat16, and PyTorch does not mix types.
     variables = jax.tree.map(lambda x: x.astype(jnp.float32), variables)
     outputs = super().apply(variables, jnp.moveaxis(images, -1, 1), **self.options)
     return getattr(outputs, 'logits', outputs)
@@ -92,7 +92,7 @@ class TorchBackbone(glora_jax.torch.Module):
     return features @ params['weight'].T + params['bias']
 
   def adapt(self, sample: Any, **chosen: Any) -> Adapted:
-    """Attaches GLoRA to the linear layers, or to the convolutions of a network of these alone.
+    """Adapts the linear layers, or the convolutions of a network that has only these.
 
     Args:
       sample: images, or their shape.
@@ -115,7 +115,7 @@ class TorchBackbone(glora_jax.torch.Module):
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
   ) -> tuple[TorchBackbone, Any, Metadata]:
-    """See `weights.refit`; for another size of images the checkpoint is read again."""
+    """See `weights.refit`. For another image size the checkpoint is read again."""
     model: TorchBackbone = self
     metadata = dict(metadata)
     if patch_size is not None:
@@ -136,7 +136,7 @@ class TorchBackbone(glora_jax.torch.Module):
     return model, nest(fitted), metadata
 
   def save(self, folder: str, params: Any, metadata: Mapping[str, Any]) -> None:
-    """Writes a folder that the library loads; `config.json` has our metadata, too.
+    """Writes a folder that the library loads; `config.json` also has our metadata.
 
     Raises:
       ValueError: the parameters are not the model's, or not finite.
@@ -186,11 +186,11 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
       the checkpoint.
 
   Returns:
-    (model, params, metadata): params as NumPy arrays in nested dictionaries, by PyTorch's names.
+    (model, params, metadata): params as NumPy arrays in nested dictionaries, with PyTorch's names.
 
   Raises:
     ImportError: the library is not installed.
-    ValueError: the library cannot build the model or load the weights; or the head is no linear
+    ValueError: the library cannot build the model or load the weights; or the head is not a linear
       layer.
   """
   config = read_json(os.path.join(folder, 'config.json'))
@@ -199,7 +199,7 @@ def load(folder: str, image_size: int | None = None) -> tuple[TorchBackbone, Any
   try:
     module, linear, has_head, options, metadata = build(folder, config, image_size)
     if not isinstance(linear, torch.nn.Linear) or linear.bias is None:
-      raise ValueError(f'its head is a {type(linear).__name__}, and no linear layer with a bias')
+      raise ValueError(f'its head is a {type(linear).__name__}, not a linear layer with a bias')
     (head,) = (name for name, part in module.named_modules() if part is linear)
     model = TorchBackbone(module.eval(), library, folder, config, head, options)
     arrays = {name: value.detach().numpy() for name, value in module.named_parameters()}
@@ -243,7 +243,7 @@ def _build_timm(
 def _build_transformers(
   folder: str, config: Mapping[str, Any], image_size: int | None
 ) -> tuple[torch.nn.Module, Any, bool, dict[str, Any], Metadata]:
-  """(module, its head, whether that was in the file, options of calls, metadata)."""
+  """(module, its head, whether the head was in the file, options of calls, metadata)."""
   import transformers
 
   with _quiet():
@@ -275,7 +275,7 @@ def _build_transformers(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Where transformers shows no bars, and no table of texts that are not read."""
+  """Turns off transformers' progress bars and its table of weights that are not read."""
   from transformers.utils import logging
 
   verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,9 +1,9 @@
-"""A plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), with nothing of GLoRA.
+"""A plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), without GLoRA.
 
 Pre-LN blocks under `nn.scan`, a fused qkv projection, class token or global average pooling,
 optional LayerScale, drop path and pre-logits; its fields cover the ViTs of vision_transformer,
-big_vision, timm (DeiT, augreg, CLIP), Hugging Face and DINOv2. `glora_jax.adapt` attaches the
-supports from outside, as it does for any other Flax model.
+big_vision, timm (DeiT, augreg, CLIP), Hugging Face and DINOv2. `glora_jax.adapt` adapts it like any
+other Flax model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ImageSize = int | Sequence[int]
 class ViT(nn.Module):
   """The Vision Transformer: images [batch, height, width, channels] to logits [batch, classes].
 
-  The position embedding takes its grid from the images that the model is initialized with. Drop
+  The grid of the position embedding is that of the images that the model is initialized with. Drop
   path needs the rng stream 'drop_path' when `train=True`; its rate rises linearly over the blocks
   from 0 to `drop_path`, as in timm.
 
@@ -50,14 +50,14 @@ class ViT(nn.Module):
       checkpoints; None for none.
     layer_scale: initial value of LayerScale; None for none.
     drop_path: probability that the last block drops a residual branch during training.
-    norm_eps: what every LayerNorm adds to the variance.
+    norm_eps: epsilon of every LayerNorm.
     activation: activation of the MLPs, a key of `ACTIVATIONS`.
     dtype: type of the computation (parameters stay float32); None computes in the type of
       parameters and inputs.
     remat: name of a `jax.checkpoint_policies` policy to rematerialize each block with,
       'nothing_saveable' for instance; None keeps all activations.
-    unroll: how many blocks a step of the scan over them has. All of them (`depth`) spare the copies
-      of activations that a scan makes, for more memory and a longer compilation.
+    unroll: number of blocks in a step of the scan over them. With all of them (`depth`) there are
+      no copies of activations, as in a scan, but more memory and a longer compilation.
 
   Example:
     >>> model = ViT(num_classes=10, patch_size=4, width=16, depth=2, num_heads=2)
@@ -95,10 +95,10 @@ class ViT(nn.Module):
       train: whether residual branches are dropped.
 
     Returns:
-      Logits [batch, num_classes], or pooled features where there is no head; float32 or wider.
+      Logits [batch, num_classes], or pooled features if there is no head; float32 or wider.
 
     Raises:
-      ValueError: images or fields do not go together.
+      ValueError: images or fields do not fit together.
     """
     self._check(images)
     x = self._embed(images)
@@ -118,7 +118,7 @@ class ViT(nn.Module):
 
   @nn.nowrap
   def logits_of(self, params: Any, features: jax.Array) -> jax.Array:
-    """Logits [batch, num_classes] of pooled features, by the head among the parameters."""
+    """Logits [batch, num_classes] of pooled features, with the head in the parameters."""
     return nn.Dense(self.num_classes).apply({'params': params['head']}, features)  # pyrefly: ignore
 
   def _embed(self, images: jax.Array) -> jax.Array:
@@ -198,12 +198,12 @@ class ViT(nn.Module):
       )
 
 
-# Fields that say how a model is run, and nothing of its parameters; two are Flax's own.
+# Fields that change how a model runs, but not its parameters; two are Flax's.
 RUN_TIME_FIELDS = ('parent', 'name', 'dtype', 'remat', 'unroll', 'drop_path')
 
 
 def describe(model: ViT) -> dict[str, Any]:
-  """The fields that a checkpoint of the model must remember, as JSON types.
+  """The fields that a checkpoint of the model must have, as JSON types.
 
   `ViT(**describe(model))` has the same parameters.
   """
@@ -219,7 +219,7 @@ def expected_params(model: ViT, image_size: ImageSize) -> dict[str, Any]:
 
   Args:
     model: the ViT.
-    image_size: size of its images, (height, width) where they are not square.
+    image_size: size of its images, (height, width) if they are not square.
   """
   images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), np.float32)
   # The key is made inside: a concrete one would start a device.
@@ -239,10 +239,10 @@ def sides(image_size: ImageSize) -> tuple[int, int]:
 def gelu(x: jax.Array) -> jax.Array:
   """Computes x Phi(x), Phi the normal distribution function, in float32 or wider.
 
-  See Hendrycks and Gimpel 2016, arXiv 1606.08415. Forward and backward take half the time of
-  `nn.gelu(x, approximate=False)` on CPU: erf is cheaper than erfc, whose accuracy in the far
-  negative tail only matters relative to an output that is almost zero, and one derivative is kept
-  where autodiff keeps its parts.
+  See Hendrycks and Gimpel 2016, arXiv 1606.08415. Forward and backward are twice as fast as
+  `nn.gelu(x, approximate=False)` on CPU. erf is cheaper than erfc, whose accuracy in the far
+  negative tail only matters relative to an output that is almost zero. And one derivative is saved
+  for the backward pass, while autodiff saves its parts.
   """
   return _gelu_and_derivative(x)[0]
 
@@ -261,12 +261,12 @@ def _gelu_and_derivative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-  """GELU by its tanh approximation."""
+  """GELU with the tanh approximation."""
   return nn.gelu(x, approximate=True)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-  """GELU by its sigmoid approximation."""
+  """GELU with the sigmoid approximation."""
   return x * nn.sigmoid(1.702 * x)
 
 
@@ -304,14 +304,14 @@ def patch_product(
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated` of patches that do not overlap, as one matrix product.
 
-  On CPU the kernel's gradient of the convolution itself takes longer than all blocks of a small ViT
+  On CPU the kernel's gradient of the convolution itself is slower than all blocks of a small ViT
   together.
 
   Args:
     images: images, [batch, height, width, channels].
     kernel: kernel, [patch, patch, channels, out].
-    strides: the patch size, not looked at.
-    padding: none, not looked at.
+    strides: the patch size, ignored.
+    padding: none, ignored.
     precision: precision of the product.
     **_: other arguments of `jax.lax.conv_general_dilated`, at their defaults in the ViT.
 
@@ -345,16 +345,16 @@ class Attention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Mixes the tokens of `x`, [batch, tokens, width]."""
     batch, tokens, width = x.shape
-    # The tokens of all examples go side by side into every dense layer: XLA's CPU backward pass
-    # then transposes no large array for the kernel's gradient. `split`, whose own gradient is a
-    # concatenation, spares it three padded copies of q, k and v.
+    # The tokens of all examples go side by side into every dense layer, so that XLA's CPU backward
+    # pass does not transpose a large array for the kernel's gradient. The gradient of `split` is a
+    # concatenation, which avoids three padded copies of q, k and v.
     qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(x.reshape(-1, width))
     by_head = (batch, tokens, self.num_heads, width // self.num_heads)
     q, k, v = (  # each [batch, heads, tokens, head width]
       part.reshape(by_head).transpose(0, 2, 1, 3) for part in jnp.split(qkv, 3, axis=-1)
     )
-    # Heads before tokens makes both products plain batched matrix products: on CPU, forward and
-    # backward take 0.7 of the time of jax.nn.dot_product_attention, which keeps heads after tokens.
+    # With heads before tokens, both products are plain batched matrix products. On CPU, forward and
+    # backward need 0.7 of the time of jax.nn.dot_product_attention, which has heads after tokens.
     logits = jnp.einsum('bhqd,bhkd->bhqk', q * q.shape[-1] ** -0.5, k)
     weights = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     y = (weights.astype(v.dtype) @ v).transpose(0, 2, 1, 3)  # [batch, tokens, heads, head width]
@@ -400,13 +400,13 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-  """One pre-LN encoder block, in the carry form that `nn.scan` wants.
+  """One pre-LN encoder block, in the carry form that `nn.scan` needs.
 
   Attributes:
     num_heads: number of attention heads.
     mlp_dim: width of the MLP's hidden layer.
     layer_scale: initial value of LayerScale; None for none.
-    norm_eps: what the LayerNorms add to the variance.
+    norm_eps: epsilon of the LayerNorms.
     activation: activation of the MLP.
     dtype: type of the computation.
   """

@@ -1,4 +1,4 @@
-"""Checkpoints of the ViT: `load` other people's, `refit` them to a task, `save` them back."""
+"""Checkpoints of the ViT: `load` them in many formats, `refit` them to a task, `save` them."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ if TYPE_CHECKING:  # it needs PyTorch
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = 'embedded'  # the name that configs give to the backbone in the package
+EMBEDDED = 'embedded'  # name of the package's backbone in configs
 EMBEDDED_FILE = os.path.join(os.path.dirname(__file__), 'fashion_mnist_vit.safetensors')
 EMBEDDED_TRANSFER = EMBEDDED_FILE.replace('.safetensors', '.transfer.json')  # see `search.transfer`
 KIND = 'vit'  # among the kinds of files that `files.write_tensors` writes
-# Endings of files that are not written; a folder of this name would be a surprise.
+# Endings of files that are not written; a folder with one would be unexpected.
 _OF_OTHERS = (
   *('.npz', '.pth', '.pt', '.bin', '.onnx', '.h5', '.keras', '.msgpack', '.ckpt', '.pb', '.tflite'),
   *('.gguf', '.pkl'),
@@ -71,10 +71,10 @@ _OF_OTHERS = (
 
 
 class Checkpoint(NamedTuple):
-  """A model, its parameters, and what else is known of it.
+  """A model, its parameters and its metadata.
 
   Attributes:
-    model: the ViT, or another backbone as PyTorch's module.
+    model: the ViT, or another backbone as a PyTorch module.
     params: nested dictionary of NumPy arrays.
     metadata: see `metadata.Metadata`.
   """
@@ -92,30 +92,29 @@ def load(
   normalization: Normalization | None = None,
   **fields: Any,
 ) -> Checkpoint:
-  """Reads a checkpoint of any known format, which its contents tell.
+  """Reads a checkpoint of any known format, which is found from its contents.
 
-  The model's shape is read off the file. A `config.json` of the same code base next to it tells
-  what tensors cannot: the LayerNorm epsilon, the activation, normalization, class names, and the
-  number of heads. Without it, the number of heads is assumed to be that of the published model of
-  the same width; npz files contain it.
+  The model's shape is read from the tensors. Other facts are read from a `config.json` of the same
+  code base next to the file: the LayerNorm epsilon, the activation, normalization, class names, and
+  the number of heads. Without it, the number of heads is assumed to be that of the published model
+  of the same width; npz files contain it.
 
   Args:
     path: path of a file, or of a folder with one; or a name on the Hugging Face hub,
       `hf:owner/name` or `hf:owner/name@revision` (see `glora_jax.hub`).
     key: key of the state dict in a PyTorch file that holds several, 'model_ema' for instance.
-    image_size: image size that the position embedding was made for, (height, width) where its grid
-      is not square; use `refit` for another size.
-    normalization: normalization of the images that the model was trained on; what the file says
-      takes precedence.
-    **fields: fields of the ViT that neither file nor `config.json` gives, `num_heads=8` for
-      instance.
+    image_size: image size that the position embedding was made for, (height, width) if its grid is
+      not square; use `refit` for another size.
+    normalization: normalization of the images that the model was trained on, if the file does not
+      have it.
+    **fields: fields of the ViT that neither file nor `config.json` has, `num_heads=8` for instance.
 
   Returns:
-    (model, params, metadata). Metadata has 'image_size', 'normalization' and, where they are known,
-    'classes', 'resize' and 'crop'; for foreign files also 'source', which `save` takes.
+    (model, params, metadata). Metadata has 'image_size', 'normalization' and, if they are known,
+    'classes', 'resize' and 'crop'; for files of other code bases also 'source', for `save`.
 
   Raises:
-    FileNotFoundError: there is no such file, or none of that name on the hub.
+    FileNotFoundError: the file does not exist, here or on the hub.
     ImportError: it is a PyTorch file, and PyTorch is not installed; or it is on the hub, and
       `huggingface_hub` is not.
     ValueError: the file is damaged, hostile or of another architecture; its tensors do not match
@@ -152,13 +151,13 @@ def load(
 
 
 def _load_own(tensors: Tensors, fields: Mapping[str, Any]) -> Checkpoint:
-  """What `save` wrote in this project's own format."""
+  """The checkpoint that `save` wrote in the format of this project."""
   path, arrays = tensors.path, tensors.arrays
   metadata = files.check_metadata(path, tensors.metadata[OURS], KIND)
   try:
     model = ViT(**metadata.pop('model'))
     expected = expected_params(model, metadata['image_size'])
-  except Exception as error:  # Flax and JAX each have their own
+  except Exception as error:  # Flax and JAX raise errors of many kinds
     raise ValueError(f'{path} is not a glora_jax {KIND} file.') from error
   if fields:
     check_agreement(path, describe(model), fields)
@@ -195,7 +194,7 @@ def _load_foreign(
   }
   if not normalization and container != 'npz':
     log.warning(
-      "%s does not say how images were normalized; assuming '%s'. If that is wrong, set "
+      "%s does not have the normalization of images; assuming '%s'. If that is wrong, set "
       'model.normalization, or pass --normalization.',
       path,
       metadata['normalization'],
@@ -221,11 +220,11 @@ def _load_torch(
   reason: OtherArchitecture,
   normalization: Normalization | None,
 ) -> Checkpoint:
-  """The module that timm or transformers build of a checkpoint.
+  """The module of timm or transformers for a checkpoint.
 
   Raises:
-    OtherArchitecture: the `config.json` beside it is neither's, or PyTorch or the library is
-      missing.
+    OtherArchitecture: the `config.json` next to it is from neither, or PyTorch or the library is
+      not installed.
   """
   folder, name = os.path.split(file)
   config = read_json(os.path.join(folder, 'config.json'))
@@ -233,8 +232,8 @@ def _load_torch(
     raise reason
   if name not in (MODEL_FILE, INDEX_FILE) and len(checkpoints_in(folder)) > 1:
     raise OtherArchitecture(
-      f'{file} is not a plain ViT, and of its folder timm or transformers might read another file; '
-      'put it alone into a folder, with its config.json.'
+      f'{file} is not a plain ViT, and timm or transformers might read another file in its folder; '
+      'put it into a separate folder, with its config.json.'
     )
   try:
     from glora_jax.vision.models import torch_backbone
@@ -246,13 +245,13 @@ def _load_torch(
       f'({error}).'
     ) from error
   model = checkpoint.model
-  log.info('%s: %s runs as the module of %s.', folder, model.__name__, model.library)
+  log.info('%s: %s runs as a PyTorch module of %s.', folder, model.__name__, model.library)
   checkpoint.metadata.setdefault('normalization', normalization)
   return checkpoint
 
 
 def _take_plain(tensors: Tensors, format: Format) -> Arrays:
-  """The arrays of a model by plain name, out of those of its file."""
+  """The arrays of a model by plain name, removed from those of its file."""
   plain, strangers = {}, {}
   for name in list(tensors.arrays):
     array = tensors.arrays.pop(name)
@@ -264,15 +263,15 @@ def _take_plain(tensors: Tensors, format: Format) -> Arrays:
       strangers[name] = array
   if strangers and format.tolerates_strangers:
     log.warning('%s: ignored: %s.', tensors.path, grouped(strangers))
-  else:  # they will be named as unexpected, or are known to be of no use
+  else:  # an error will name them as unexpected, or the model does not need them
     plain |= strangers
   return plain
 
 
 def _read_hints(file: str, format: Format) -> dict[str, Any]:
-  """What the JSON files beside a checkpoint say that its tensors do not.
+  """Facts from the JSON files next to a checkpoint.
 
-  Only those of the format's own code base, or ours, are believed.
+  Only files of the format's code base, or ours, are read.
   """
   folder = os.path.dirname(file)
   path = os.path.join(folder, 'config.json')
@@ -293,7 +292,7 @@ def _read_hints(file: str, format: Format) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-  """Names a file in the sentence on what is wrong in it."""
+  """Adds the path of a file to the messages of errors in it."""
   try:
     yield
   except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -306,18 +305,18 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _read_shape(path: str, arrays: Arrays, format: Format) -> Reading:
-  """What the format reads off the shapes; every failure is a sentence with the file's path."""
+  """The format's reading of the shapes; every error message has the file's path."""
   shapes = {name: array.shape for name, array in arrays.items()}
   try:
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
-      raise ValueError(f'{grouped(empty)} hold nothing.')
+      raise ValueError(f'{grouped(empty)} are empty.')
     return format.read_shape(shapes)
   except KeyError as error:
     reason = (
-      f'the tensor {error.args[0]}, which gives its shape, is missing. It has: {grouped(shapes)}.'
+      f'the tensor {error.args[0]}, which has its shape, is missing. It has: {grouped(shapes)}.'
     )
   except IndexError:
-    reason = 'a tensor that gives its shape has too few axes.'
+    reason = 'a tensor that has its shape has too few axes.'
   except ValueError as error:
     reason = str(error)
   raise OtherArchitecture(f'{path} looks like a {format.name} checkpoint, but {reason}')
@@ -330,20 +329,20 @@ def _build(
   hints: Mapping[str, Any],
   fields: Mapping[str, Any],
 ) -> ViT:
-  """The model: what the file says, then `config.json`, and the caller where both say nothing."""
+  """The model: fields of the file, then of `config.json`, then of the caller."""
   hinted = {name: hints[name] for name in format.config_fields if name in hints}
-  # Shapes tell whether there is a LayerScale, and not what it began with.
+  # Shapes show whether there is a LayerScale, but not its initial value.
   assumed = {*format.config_fields, 'layer_scale'}
   stated = {name: value for name, value in read.items() if name not in assumed} | hinted
   check_agreement(f'{path} or its config.json', stated, fields)
   model = ViT(**{**read, **hinted, **fields})
   if model.num_heads is None:
     raise OtherArchitecture(
-      f'{path} does not say how many heads a width of {model.width} is split into; pass num_heads.'
+      f'{path} does not have the number of heads of its width {model.width}; pass num_heads.'
     )
   if 'num_heads' in format.config_fields - hinted.keys() - fields.keys():
     log.info(
-      '%s does not say how many heads it has; assuming %d, as in the published models of width %d.',
+      '%s does not have the number of heads; assuming %d, as in the published models of width %d.',
       path,
       model.num_heads,
       model.width,
@@ -352,13 +351,13 @@ def _build(
 
 
 def _assumed_normalization(container: Container, model: ViT) -> str:
-  """The normalization of images for a file that does not tell it."""
+  """The normalization of images for a file that does not have it."""
   if container == 'npz':
-    return 'inception'  # vision_transformer and big_vision know no other
+    return 'inception'  # vision_transformer and big_vision have only this one
   if model.pre_norm:
     return 'clip'
   if model.layer_scale is not None or container == 'torch':
-    # DeiT, DINO, MAE and their like are published as PyTorch files, and trained with ImageNet's
+    # DeiT, DINO, MAE and similar models are published as PyTorch files, and trained with ImageNet's
     # statistics; so are models with LayerScale.
     return 'imagenet'
   return 'inception'
@@ -373,7 +372,7 @@ def refit(
   image_size: int | tuple[int, int] | None = None,
   patch_size: int | None = None,
 ) -> Checkpoint:
-  """Fits a pretrained model to another task; what is given stays as it is.
+  """Fits a pretrained model to another task; the arguments are not changed.
 
   Args:
     model: the ViT.
@@ -381,9 +380,9 @@ def refit(
     metadata: the metadata that `load` returned.
     num_classes: size of a new head of zeros, which replaces the old one and its pre-logits; 0
       leaves the model without a head, None keeps the old one.
-    image_size: image size, (height, width) where it is not square, that the position embedding is
-      resized for, in the way of the checkpoint's own code base (see `resize_pos_embed`). A PyTorch
-      module is read from its files again for it, whatever `params` are.
+    image_size: image size, (height, width) if it is not square, that the position embedding is
+      resized for, as in the checkpoint's code base (see `resize_pos_embed`). A PyTorch module is
+      read from its files again, and `params` are ignored.
     patch_size: patch size that the patch embedding is resized to (see `resize_patch_embed`); the
       position embedding follows.
 
@@ -456,16 +455,16 @@ def save(
   """Writes a checkpoint as safetensors, whole or not at all.
 
   Args:
-    path: path of a file, ending in .safetensors; or else of a folder, which then holds the file and
-      the `config.json` with which transformers, timm and `load` know all about it. A file alone
-      loses what tensors cannot store.
+    path: path of a file, ending in .safetensors; or else of a folder, which then has the file and a
+      `config.json` for transformers, timm and `load`. A single file does not have the facts that
+      tensors cannot store.
     model: the ViT.
     params: its parameters, nested.
-    metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' where they are
-      known; in this project's own format any JSON types.
-    format: 'timm', 'hf_vit' or 'hf_dinov2'; what `load` returned as metadata's 'source', which
-      writes a file back key by key if its format is one of these; otherwise, and for 'glora_jax' or
-      None, this project's own format.
+    metadata: 'image_size', and 'normalization', 'resize', 'crop' and 'classes' if they are known;
+      in the format of this project any JSON types.
+    format: 'timm', 'hf_vit' or 'hf_dinov2'; the metadata's 'source' from `load`, which writes a
+      file back key by key if its format is one of these; otherwise, and for 'glora_jax' or None,
+      the format of this project.
 
   Raises:
     ValueError: the parameters are not the model's, or not finite; metadata are invalid; the format
@@ -499,7 +498,7 @@ def save(
   if not isinstance(model, ViT):
     if target.endswith('.safetensors') or format not in (None, model.library):
       raise ValueError(
-        f'{target}: {model.__name__} is written as a folder of {model.library}, and not otherwise.'
+        f'{target}: {model.__name__} is written only as a folder of {model.library}.'
       )
     model.save(target, params, known)
     return
@@ -512,9 +511,9 @@ def save(
   if other is not None:
     model, tensors = other.to_tensors(model, flat)
     beside = other.side_files(model, metadata)
-    # It says everything in the terms of the code base that will read it, and in ours.
+    # It has everything in the terms of the code base that will read it, and in ours.
     beside['config.json'] |= {OURS: {'model': describe(model), **known}}
-  # Whatever may be refused was refused before something is written.
+  # All errors are raised before something is written.
   if target.endswith('.safetensors'):
     folder, beside = os.path.dirname(os.path.abspath(target)), {}
     os.makedirs(folder, exist_ok=True)
@@ -531,7 +530,7 @@ def save(
 
 
 def _foreign(format: str | Format | None) -> TorchFormat | None:
-  """The format to write, with the layout of a file; None for our own."""
+  """The format to write, with the layout of a file; None for ours."""
   if isinstance(format, Format):
     return format if isinstance(format, TorchFormat) and format.is_written else None
   if format is None or format == OURS:

@@ -91,8 +91,8 @@ def test_images_in_deeper_folders_are_found_and_what_is_ignored_is_noted(tmp_pat
   assert task.classes == ('a', 'b ü')
   assert len(task.open('train+val+test').labels) == 10
   assert task.notes[1:] == (
-    'Images in no class folder are ignored: 0.png, 1.png.',
-    'Files that do not end like images are ignored: 1 .heic, 1 .txt, 1 without an ending.',
+    'Images outside of class folders are ignored: 0.png, 1.png.',
+    'Files without the extension of an image are ignored: 1 .heic, 1 .txt, 1 with none.',
   )
   assert re.search(r'Links to folders are not followed: .*/a/more', caplog.text)
 
@@ -194,4 +194,4 @@ def test_any_tfds_data_set_with_image_and_label_is_a_task():
   assert (sum(sizes[:2]), sizes[2]) == (1000, 797)
   assert 95 <= sizes[1] <= 105  # a tenth, rounded in every class
   assert task.open('train').whole is task.open('val').whole  # whose labels are read once
-  assert task.notes == ('val were taken from train, stratified, seed 0: 10% each.',)
+  assert task.notes == ('val: 10% each, split off from train (stratified, seed 0).',)

@@ -59,7 +59,7 @@ def test_what_another_file_or_its_config_says_is_not_overridden():
   said = {'num_heads': 4, 'image_size': (32, 32), 'pool': 'token'}
   assert weights.load(folder, **said).model == weights.load(folder).model
   for other in ({'num_heads': 8}, {'image_size': (16, 64)}, {'pool': 'gap'}):
-    assert_refused('config.json says', weights.load, folder, **other)
+    assert_refused('config.json has', weights.load, folder, **other)
 
 
 @pytest.mark.parametrize(

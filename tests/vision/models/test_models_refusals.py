@@ -102,7 +102,7 @@ def test_every_dinov2_has_a_layer_scale_and_no_vit_of_transformers_has_one(tmp_p
 def test_a_file_of_something_else_is_refused_with_what_it_holds(tmp_path):
   tensors = {f'layers.{i}.weight': numbers(3) for i in range(3)}
   safetensors.numpy.save_file(tensors, tmp_path / 'other.safetensors')
-  named = 'does not hold a ViT of a known format; it has layers.{0-2}.weight'
+  named = 'does not have a ViT of a known format; it has layers.{0-2}.weight'
   assert_refused(named, weights.load, tmp_path / 'other.safetensors')
 
 

@@ -69,9 +69,7 @@ def photos(tmp_path):
 
 def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
   config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
-  with pytest.raises(
-    ValueError, match=rf'data.cache={photos}/cache lies in {photos}, whose folders'
-  ):
+  with pytest.raises(ValueError, match=rf'data.cache={photos}/cache is in {photos}, whose folders'):
     experiment.run(config, str(tmp_path / 'run'))
   assert set(os.listdir(photos)) == {'a', 'b'}
 

@@ -84,7 +84,7 @@ OWN = f'--config={ROOT}/configs/own.py'
     ([QUICKSTART, '--config.bugdet=1'], "no such field: 'bugdet'. Did you mean"),
     (
       [QUICKSTART, '--config.learning_rate=1'],
-      "'learning_rate'; fields so called: training.learning_rate, fin",
+      "'learning_rate'; fields of this name: training.learning_rate, fin",
     ),
     ([QUICKSTART, '--config.budget=10k'], "budget='10k' must be an integer or None, at least 0"),
     ([QUICKSTART, '--config.budget={[]: 1}'], "budget='{[]: 1}' must be an integer or None"),

@@ -1,4 +1,4 @@
-"""How each code base names and lays out the tensors of a Vision Transformer, a file a family.
+"""Names and layouts of a Vision Transformer's tensors in each code base, one module for a family.
 
-Knows nothing of files: shapes, arrays and the contents of JSON come in and go out.
+Nothing here depends on files: inputs and outputs are shapes, arrays and the contents of JSON.
 """

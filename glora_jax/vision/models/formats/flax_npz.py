@@ -19,7 +19,7 @@ from glora_jax.vision.models.vit import ViT
 
 _ENCODER = 'Transformer/encoderblock'
 
-# Where position embeddings stand in vision_transformer, and in big_vision early and late.
+# Names of position embeddings in vision_transformer, and in earlier and later big_vision.
 _POSITIONS = (
   'Transformer/posembed_input/pos_embedding',
   'Transformer/pos_embedding',
@@ -34,12 +34,12 @@ _NUMBERED_BY_CLASS = ('MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlaxNpz(Format):
-  """The layouts of vision_transformer and big_vision, which differ in names alone.
+  """The layouts of vision_transformer and big_vision, which differ only in names.
 
   Attributes:
-    scanned: whether the blocks are stacked in one tensor, as `nn.scan` has them.
+    scanned: whether the blocks are stacked in one tensor, as by `nn.scan`.
     classic: whether the modules of a block are numbered together.
-    position: name of the position embedding; None where it is computed, and not in the file.
+    position: name of the position embedding; None if it is computed, and not in the file.
   """
 
   scanned: bool = False

@@ -1,4 +1,4 @@
-"""What a format is: all questions that reading and writing a checkpoint ask of a code base."""
+"""The interface of a format: everything about a code base that reading and writing needs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NO_NAME = r'(?!)'  # a pattern that matches nothing
 
 
 class Reading(NamedTuple):
-  """What the names and shapes of a file's tensors say.
+  """The model that the names and shapes of a file's tensors determine.
 
   Attributes:
-    fields: fields of the ViT; 'num_heads' is None where nothing tells it.
-    format: the format of the file, with all that files of it may differ in.
-    tokens: number of position embeddings; None where they are computed, and not in the file.
+    fields: fields of the ViT; 'num_heads' is None if the file does not determine it.
+    format: the format of the file, with everything that differs between files of it.
+    tokens: number of position embeddings; None if they are computed, and not in the file.
   """
 
   fields: dict[str, Any]
@@ -40,25 +40,25 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format(abc.ABC):
-  """A code base's checkpoints, as they are read; or how one of them is laid out.
+  """The checkpoints of a code base, or the layout of one of them.
 
   Attributes:
     name: name of the format.
     signature: pattern of names that only this format has.
     is_written: whether checkpoints are also written in it.
     class_pos: whether the file has a position embedding for the class token.
-    prefix: what stands before all names in the file.
-    kept: tensors of the file that the model has no use for.
-    patch_kernel: name of the patch embedding's kernel; what stands before it in a file is the
-      prefix of all names.
-    unprefixed: pattern of names that do not take the prefix.
-    unused: pattern of tensors that the model has no use for, and that are kept for writing.
+    prefix: prefix of all names in the file.
+    kept: tensors of the file that the model does not need.
+    patch_kernel: name of the patch embedding's kernel; the text before it in a file is the prefix
+      of all names.
+    unprefixed: pattern of names without the prefix.
+    unused: pattern of tensors that the model does not need, and that are kept for writing.
     output_axis: axis of the outputs in a kernel.
     patch_axes: axes of height and width in the patch embedding's kernel.
-    config_fields: fields of the ViT that tensors leave open, and `config.json` may tell.
+    config_fields: fields of the ViT that tensors do not determine, but `config.json` may.
     interpolation: how the code base resizes position embeddings, see `resize.resize_pos_embed`.
-    tolerates_strangers: whether a file may hold tensors beside the model, as a training state does.
-    preprocessor: name of the file on images that the code base has beside `config.json`.
+    tolerates_strangers: whether a file may have tensors other than the model, as a training state.
+    preprocessor: name of the code base's file on images, next to `config.json`.
   """
 
   name: str
@@ -78,15 +78,15 @@ class Format(abc.ABC):
   preprocessor: ClassVar[str | None] = None
 
   def read_shape(self, shapes: Shapes) -> Reading:
-    """Reads the model's shape off the shapes of a file's tensors.
+    """The model's shape, from the shapes of a file's tensors.
 
     Args:
       shapes: shapes by name, the prefix removed.
 
     Raises:
-      KeyError: a tensor that tells the shape is missing.
+      KeyError: a tensor that determines the shape is missing.
       IndexError: it has too few axes.
-      ValueError: the model is one that the ViT cannot be.
+      ValueError: the ViT does not support the model.
     """
     names = {rule.ours: rule.theirs[0] for rule in self.rules(ViT(0)) if rule.theirs}
 
@@ -119,48 +119,48 @@ class Format(abc.ABC):
 
   @abc.abstractmethod
   def rules(self, model: ViT) -> list[Rule]:
-    """Rules of all parameters that the format has a place for."""
+    """Rules of all parameters that the format can store."""
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the code base's own `config.json` says.
+    """Fields and metadata from the code base's `config.json`.
 
     Args:
-      config: contents of the file, whoever wrote it.
+      config: contents of the file, from any code base.
 
     Returns:
-      Fields of the ViT and metadata; None for what is not said, empty where another code base
-      wrote the file.
+      Fields of the ViT and metadata, None if they are missing; empty if another code base wrote the
+      file.
 
     Raises:
-      ValueError: the model is one that the ViT cannot be.
+      ValueError: the ViT does not support the model.
     """
     return {}
 
   def read_preprocessor(self, preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """What the code base's file on images says, as metadata.
+    """Metadata from the code base's file on images.
 
     Args:
-      preprocessor: contents of the file; empty where there is none.
+      preprocessor: contents of the file; empty if there is none.
 
     Returns:
-      Metadata; None for what is not said.
+      Metadata; None if they are missing.
     """
     return {}
 
   def resize_positions(
     self, pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int]
   ) -> np.ndarray:
-    """The position embedding for another grid of patches, as the code base itself resizes it.
+    """The position embedding for another grid of patches, resized as in the code base.
 
     Args:
       pos_embed: position embedding, [1, tokens, width].
       old: (rows, columns) of its grid.
-      new: (rows, columns) of the grid that is wanted.
+      new: (rows, columns) of the new grid.
     """
     return resize_pos_embed(pos_embed, old, new, self.interpolation)
 
   def modules(self, model: ViT) -> dict[str, list[str]]:
-    """Names of linear layers and norms in the code base, by path of ours; '{}' is the block's."""
+    """Names of linear layers and norms in the code base, by our path; '{}' is the block number."""
     return {
       rule.ours.rpartition('/')[0]: [
         self.full_name(name.removesuffix('.weight')) for name in rule.theirs
@@ -170,7 +170,7 @@ class Format(abc.ABC):
     }
 
   def full_name(self, name: str) -> str:
-    """The name of a tensor or module in a file, where a prefix stands before all that take it."""
+    """The name of a tensor or module in a file, with the prefix if it has one."""
     return name if re.match(self.unprefixed, f'{name}.') else self.prefix + name
 
   def read_params(
@@ -180,20 +180,20 @@ class Format(abc.ABC):
     model: ViT,
     expected: Mapping[str, jax.ShapeDtypeStruct],
   ) -> tuple[dict[str, Any], Self]:
-    """Makes all parameters of a model; the arrays leave `arrays` one by one, to spare memory.
+    """Makes all parameters of a model. Arrays are removed from `arrays` one by one, to save memory.
 
     Args:
       path: path of the file.
       arrays: its arrays by name, the prefix removed.
-      model: the ViT that is made of it.
+      model: the ViT.
       expected: shapes of the model's parameters, by path.
 
     Returns:
-      (nested parameters, the format with the arrays that it knows and the model has no use for).
+      (nested parameters, the format with the arrays that the model does not need).
 
     Raises:
       ValueError: arrays are missing, unexpected or misshaped, and all are named; or one of them
-        holds anything but finite floating-point numbers.
+        has values other than finite floating-point numbers.
     """
     rules = {rule.ours: rule for rule in self.rules(model) if rule.ours in expected}
     empty = {name: np.broadcast_to(np.float32(0), spec.shape) for name, spec in expected.items()}
@@ -209,11 +209,11 @@ class Format(abc.ABC):
 
 
 class TorchFormat(Format):
-  """A code base in PyTorch, whose checkpoints are also written, and whose modules PEFT adapts."""
+  """A code base in PyTorch: its checkpoints are also written, and PEFT adapts its modules."""
 
   @abc.abstractmethod
   def represent(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-    """An equal model that the format has a place for, and its parameters.
+    """An equal model that the format can store, and its parameters.
 
     Args:
       model: the ViT.
@@ -225,28 +225,27 @@ class TorchFormat(Format):
 
   @abc.abstractmethod
   def side_files(self, model: ViT, metadata: Metadata) -> dict[str, dict[str, Any]]:
-    """Contents of the JSON files that the code base reads beside the tensors, by file name.
+    """Contents of the JSON files that the code base reads next to the tensors, by file name.
 
     Raises:
-      ValueError: the code base cannot be told of the model.
+      ValueError: these files cannot describe the model.
     """
 
   def fit(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays, dict[str, Rule]]:
-    """An equal model that the format has a place for; nothing is written.
+    """An equal model that the format can store; nothing is written.
 
-    What the format cannot say is folded into what it can, where that changes nothing: LayerScale
-    into the layers before it, the class token's position into the class token.
+    Parameters that the format cannot store are folded into others if that is exact: LayerScale into
+    the layers before it, the class token's position into the class token.
 
     Args:
       model: the ViT.
       flat: its parameters, by path.
 
     Returns:
-      (the ViT that the code base will build, its parameters by path, how they become tensors by
-      path).
+      (the ViT that the code base will build, its parameters by path, their rules by path).
 
     Raises:
-      ValueError: the format has no place for the model.
+      ValueError: the format cannot store the model.
     """
     model, flat = self.represent(model, dict(flat))
     rules = {rule.ours: rule for rule in self.rules(model) if rule.ours in flat}
@@ -261,27 +260,27 @@ class TorchFormat(Format):
     return model, {format.full_name(name): value for name, value in tensors.items()}
 
   def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
-    """The kernel of a model's head, out of what `represent` may have made of it."""
+    """The kernel of a model's head, from the one that `represent` may have changed."""
     return kernel
 
   def for_model(self, model: ViT) -> Self:
-    """The format with the prefix that a new file of the model has."""
+    """The format with the prefix of a new file of the model."""
     return self
 
   def refusal(self, feature: str) -> ValueError:
-    """The error for a model with a feature that the format has no place for."""
+    """The error for a model with a feature that the format cannot store."""
     return ValueError(f'The format {self.name} cannot store {feature}; choose another format.')
 
 
 class Rule(NamedTuple):
-  """One parameter of ours and the tensors that it is made of; it reads and writes.
+  """One of our parameters and the tensors that it is made from, for reading and writing.
 
   Attributes:
     ours: path of the parameter.
-    theirs: names of the tensors. '{}' stands for the number of the block where a file has one for
-      each block; the functions take and give these stacked, blocks first.
-    to_ours: makes the parameter of the tensors.
-    to_theirs: makes the tensors of the parameter.
+    theirs: names of the tensors. '{}' stands for the number of the block if a file has one for each
+      block; inputs and results of the functions are then stacked, blocks first.
+    to_ours: makes the parameter from the tensors.
+    to_theirs: makes the tensors from the parameter.
   """
 
   ours: str
@@ -291,8 +290,8 @@ class Rule(NamedTuple):
 
 
 def _to_ours(rule: Rule, arrays: Arrays, shape: tuple[int, ...], depth: int) -> np.ndarray:
-  """A parameter, whose tensors leave `arrays`; those of blocks are stacked, all in one type."""
-  if not rule.theirs:  # computed positions, made of nothing but their shape
+  """A parameter. Its tensors are removed from `arrays`; those of blocks are stacked in one type."""
+  if not rule.theirs:  # computed positions, made from their shape only
     return rule.to_ours(shape)
   in_file = [
     [name.format(block) for block in range(depth if '{}' in name else 1)] for name in rule.theirs
@@ -306,7 +305,7 @@ def _to_ours(rule: Rule, arrays: Arrays, shape: tuple[int, ...], depth: int) -> 
 
 
 def _to_theirs(rules: Mapping[str, Rule], flat: Arrays, depth: int) -> Arrays:
-  """The tensors, by plain name, that parameters become."""
+  """The tensors of parameters, by plain name."""
   tensors = {}
   for path, rule in rules.items():
     for name, part in zip(rule.theirs, rule.to_theirs(flat[path]), strict=True):
@@ -318,12 +317,12 @@ def _to_theirs(rules: Mapping[str, Rule], flat: Arrays, depth: int) -> Arrays:
 
 
 def same(ours: str, theirs: str) -> Rule:
-  """A parameter that is one tensor of the file as it stands."""
+  """A parameter that is one tensor of the file, unchanged."""
   return Rule(ours, (theirs,), lambda tensor: tensor, lambda parameter: (parameter,))
 
 
 def torch_linear(ours: str, *theirs: str) -> list[Rule]:
-  """A `torch.nn.Linear`, whose weight is [out, in], or several side by side in a layer of ours."""
+  """A `torch.nn.Linear`, with weight [out, in], or several side by side in one of our layers."""
   return [
     Rule(
       f'{ours}/kernel',
@@ -363,7 +362,7 @@ def torch_conv(ours: str, theirs: str) -> list[Rule]:
 
 
 def positions(theirs: str, lacks_class_position: bool = False) -> Rule:
-  """The position embedding; ours is zero where the file has no position for the class token."""
+  """The position embedding, zero for the class token if the file has no position for it."""
   if not lacks_class_position:
     return same('pos_embed', theirs)
   return Rule(
@@ -379,7 +378,7 @@ HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16
 
 
 def _depth(shapes: Shapes, name: str) -> int:
-  """Number of blocks, by the name of a tensor that each has, or in which they are stacked."""
+  """Number of blocks, from a tensor that each block has, or in which they are stacked."""
   before, number, _ = name.partition('{}')
   if not number:
     return shapes[name][0]

@@ -30,29 +30,29 @@ from glora_jax.vision.models.formats.format import (
 from glora_jax.vision.models.metadata import Metadata, normalization_of
 from glora_jax.vision.models.vit import Pool, ViT, sides
 
-# transformers' names of the activations, and ours; where two of theirs are one of ours, the first
-# is written.
+# transformers' names of the activations, and ours; if two of theirs are one of ours, the first is
+# written.
 ACTIVATIONS = {
   'gelu': 'gelu',
   'gelu_new': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh',
   'quick_gelu': 'quick_gelu',
 }
-MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae', 'dinov2')  # of which MSN's and MAE's are plain ViTs
+MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae', 'dinov2')  # MSN's and MAE's are plain ViTs
 PREPROCESSOR = 'preprocessor_config.json'
 BICUBIC = 3  # as Pillow counts its filters
-# What some processors do to pixels beside dividing them by 255 and normalizing them.
+# Steps of some processors besides dividing pixels by 255 and normalizing them.
 _UNKNOWN = {'do_rescale': False, 'do_flip_channel_order': True, 'include_top': True}
-_SQUASHED = 384  # pixels from which on ConvNeXt's processor does not crop
+_SQUASHED = 384  # pixels; from this size on, ConvNeXt's processor does not crop
 ENCODER = 'encoder.layer.{}'  # path of a block; '{}' stands for its number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFace(TorchFormat):
-  """ViT, whose classifiers read the class token, and DINOv2, whose read the mean patch, too.
+  """ViT, whose classifiers read the class token, and DINOv2, whose also read the mean patch.
 
   Attributes:
-    title: 'ViT' or 'Dinov2', with which the names of its classes begin.
+    title: 'ViT' or 'Dinov2', the prefix of its classes' names.
     path: path of a block; '{}' stands for its number.
     layers: names of a block's modules: norm, queries, keys, values, projection, norm, MLP.
   """
@@ -69,7 +69,7 @@ class HuggingFace(TorchFormat):
 
   @property
   def is_dinov2(self) -> bool:
-    """Whether it has LayerScale, and classifiers that read the mean patch, too."""
+    """Whether it has LayerScale, and classifiers that also read the mean patch."""
     return self.title == 'Dinov2'
 
   def _pool(self, num_classes: int) -> Pool:
@@ -88,12 +88,12 @@ class HuggingFace(TorchFormat):
     fields['pool'] = self._pool(fields['num_classes'])
     if not self.is_dinov2:
       fields['norm_eps'] = 1e-12
-    if fields['num_classes']:  # which read the class token itself, not what a pooler makes of it
+    if fields['num_classes']:  # these read the class token, not the output of a pooler
       fields['pre_logits'] = None
     return reading
 
   def rules(self, model: ViT) -> list[Rule]:
-    """As `Format.rules`; queries, keys and values are layers of their own."""
+    """As `Format.rules`; queries, keys and values are separate layers."""
     norm1, *qkv, proj, norm2, fc1, fc2 = self.block
     return [
       same('cls', 'embeddings.cls_token'),
@@ -126,7 +126,7 @@ class HuggingFace(TorchFormat):
     return model, flat
 
   def own_head(self, model: ViT, kernel: np.ndarray) -> np.ndarray:
-    """As `Format.own_head`; of a head that is zero for what the model does not read, the rest."""
+    """As `Format.own_head`; without the zeros of features that the model does not read."""
     if model.pool == 'token+gap' or kernel.shape[:1] != (2 * model.width,):
       return kernel
     token, mean = np.split(kernel, 2)
@@ -199,7 +199,7 @@ class HuggingFace(TorchFormat):
 
 
 def read_classes(config: Mapping[str, Any]) -> list[str] | None:
-  """Names of the classes in a `config.json`; None for transformers' own.
+  """Names of the classes in a `config.json`; None for transformers' default names.
 
   Raises:
     ValueError: they are not numbered from 0.
@@ -227,11 +227,11 @@ def write_classes(num_classes: int, metadata: Mapping[str, Any]) -> dict[str, An
 
 
 def read_images(preprocessor: Mapping[str, Any]) -> Metadata:
-  """What `preprocessor_config.json` says of images."""
+  """Metadata from `preprocessor_config.json`."""
   facts: Metadata = {}
   for name, value in _UNKNOWN.items():
     if preprocessor.get(name) is value:
-      raise OtherArchitecture(f'{PREPROCESSOR} says {name}={value}, which is not supported')
+      raise OtherArchitecture(f'{PREPROCESSOR} has {name}={value}, which is not supported')
   if preprocessor.get('do_normalize') is False:
     facts['normalization'] = 'unit'
   elif 'image_mean' in preprocessor:
@@ -249,7 +249,7 @@ def read_images(preprocessor: Mapping[str, Any]) -> Metadata:
 
 
 def size_of(preprocessor: Mapping[str, Any]) -> int | None:
-  """Side of the images that a model is given; None if nothing says it."""
+  """Side of the images of a model; None if it is missing."""
   size = preprocessor.get('crop_size' if preprocessor.get('do_center_crop') else 'size')
   return size.get('height', size.get('shortest_edge')) if isinstance(size, Mapping) else size
 
@@ -280,7 +280,7 @@ def write_images(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fold_layer_scale(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-  """Multiplies LayerScale into the layers before it; nothing changes in what is computed."""
+  """Multiplies LayerScale into the layers before it; the outputs of the model are the same."""
   if model.layer_scale is None:
     return model, flat
   for scale, layer in (('scale1', 'attn/proj'), ('scale2', 'mlp/fc2')):
@@ -296,7 +296,7 @@ def _as_dinov2(model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
     ones = np.ones((model.depth, model.width), flat['cls'].dtype)
     flat |= {'blocks/scale1/gamma': ones, 'blocks/scale2/gamma': ones}
     model = model.clone(layer_scale=1.0)
-  if model.num_classes and model.pool != 'token+gap':  # zero for what the head does not read
+  if model.num_classes and model.pool != 'token+gap':  # zero for features that the head ignores
     head = flat['head/kernel']
     halves = [head, np.zeros_like(head)]
     flat['head/kernel'] = np.concatenate(halves if model.pool == 'token' else halves[::-1])

@@ -1,4 +1,4 @@
-"""All formats by name, which of them are written, and which of them a file is in."""
+"""All formats by name, those that are written, and the format of a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WRITTEN = {name: format for name, format in TORCH_FORMATS.items() if format.is_w
 FORMATS: dict[str, Format] = {**TORCH_FORMATS, flax_npz.FORMAT.name: flax_npz.FORMAT}
 
 # Names of tensors that only other architectures have; the first pattern that fits explains why a
-# file is no plain ViT.
+# file is not a plain ViT.
 OTHER_ARCHITECTURES = {
   r'dist_token|distillation_token|head_dist|distillation_classifier': (
     'a DeiT with a distillation token and head; use the plain DeiT'
@@ -36,8 +36,8 @@ OTHER_ARCHITECTURES = {
   r'\.gamma_[12]$': 'a BEiT or CaiT',
 }
 
-# The state of an optimizer has the names of parameters below the first, and is no model; Flax once
-# kept the parameters themselves below the second.
+# The state of an optimizer has the names of parameters below the first prefix, but is not a model.
+# Early Flax had the parameters below the second.
 _OPTIMIZER = 'opt/'
 _OLD_PARAMETERS = 'opt/target/'
 
@@ -46,12 +46,12 @@ def recognize(path: str, names: Sequence[str]) -> Format:
   """The format of the one model in a file, with the prefix of its tensors.
 
   Args:
-    path: path of the file, for the sentences of errors.
+    path: path of the file, for error messages.
     names: names of all tensors in it.
 
   Raises:
-    OtherArchitecture: the file has another architecture, which the message explains, or none that
-      is known.
+    OtherArchitecture: the file has another architecture, which the message explains, or an unknown
+      one.
     ValueError: it has several models.
   """
   for pattern, architecture in OTHER_ARCHITECTURES.items():
@@ -70,13 +70,13 @@ def recognize(path: str, names: Sequence[str]) -> Format:
         found.setdefault(prefix, format)
   if not found:
     raise OtherArchitecture(
-      f'{path} does not hold a ViT of a known format; it has {grouped(names)}. The formats are '
+      f'{path} does not have a ViT of a known format; it has {grouped(names)}. The formats are '
       f'{OURS}, {", ".join(FORMATS)}.'
     )
   if len(found) > 1:
     prefixes = ', '.join(prefix or 'no prefix' for prefix in found)
     raise ValueError(
-      f'{path} holds several models, below {prefixes}; save one of them to a separate file.'
+      f'{path} has several models, below {prefixes}; save one of them to a separate file.'
     )
   ((prefix, format),) = found.items()
   return dataclasses.replace(format, prefix=prefix)

@@ -1,4 +1,4 @@
-"""timm's checkpoints: DeiT, DINO, MAE, augreg, CLIP and their like."""
+"""timm's checkpoints: DeiT, DINO, MAE, augreg, CLIP and others."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 NORM_EPS = 1e-6
 CLIP_NORM_EPS = 1e-5
 
-# Of these architectures (CLIP's and no other), timm's LayerNorms add `CLIP_NORM_EPS`.
+# In these architectures, only CLIP's, timm's LayerNorms add `CLIP_NORM_EPS`.
 CLIP_ARCHITECTURE = 'vit_base_patch16_clip_224'
 ARCHITECTURE = 'vit_base_patch16_224'
 
-# What names of architectures say, by pattern: the number of heads where it is not that of the
-# width, and the activation. timm's SigLIPs have the first version's, except where there is only a
-# second one.
+# Properties of architectures by patterns of their names: the number of heads if it is not that of
+# the width, and the activation. timm's SigLIPs have those of the first version, unless there is
+# only a second one.
 HEADS_BY_NAME = {
   r'so400m|giantopt|gopt|vit_base_patch16_gap': 16,
   r'^test_vit$': 2,
@@ -65,7 +65,7 @@ class Timm(TorchFormat):
   config_fields = Format.config_fields | {'pool'}
 
   def read_shape(self, shapes: Shapes) -> Reading:
-    """As `Format.read_shape`; average-pooled models normalize after pooling."""
+    """As `Format.read_shape`; models with average pooling normalize after it."""
     if 2 * shapes['blocks.0.mlp.fc2.weight'][1] == shapes['blocks.0.mlp.fc1.weight'][0]:
       raise OtherArchitecture('its MLPs use SwiGLU; only plain MLPs are supported.')
     reading = super().read_shape(shapes)
@@ -96,7 +96,7 @@ class Timm(TorchFormat):
     ]
 
   def represent(self, model: ViT, flat: Arrays) -> tuple[ViT, Arrays]:
-    """As `Format.represent`; LayerScale and both places of the last LayerNorm are timm's own."""
+    """As `Format.represent`; timm also has LayerScale and both positions of the last LayerNorm."""
     if model.pre_logits is not None:
       raise self.refusal('pre-logits')
     if model.pool not in POOLS.values():
@@ -107,14 +107,14 @@ class Timm(TorchFormat):
         'will differ slightly.',
         model.norm_eps,
       )
-    if model.class_token and not self.class_pos:  # whose position is added to the token itself
+    if model.class_token and not self.class_pos:  # its position is added to the token itself
       first, grid = flat['pos_embed'][:, :1], flat['pos_embed'][:, 1:]
       flat['cls'] = flat['cls'] + first
       flat['pos_embed'] = np.concatenate([np.zeros_like(first), grid], axis=1)
     return model, flat
 
   def read_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-    """As `Format.read_config`; much is said by the name of the architecture alone."""
+    """As `Format.read_config`; much depends only on the name of the architecture."""
     if 'architecture' not in config or 'model' in config.get(OURS, {}):
       return {}
     architecture = config['architecture']
@@ -145,7 +145,7 @@ class Timm(TorchFormat):
       'first_conv': 'patch_embed.proj',
       'classifier': 'head',
     }
-    arguments = {  # what differs from the architecture
+    arguments = {  # differences from the architecture
       'img_size': [height, width],
       'patch_size': model.patch_size,
       'embed_dim': model.width,
@@ -175,11 +175,11 @@ class Timm(TorchFormat):
 def read_images(
   pretrained: Mapping[str, Any], image_size: int | list[int] | None = None
 ) -> Metadata:
-  """What `pretrained_cfg` says of images.
+  """Metadata from `pretrained_cfg`.
 
   Args:
     pretrained: the fields.
-    image_size: size that the model was made for, if not the one in the fields.
+    image_size: size of the model's images, if not the one in the fields.
   """
   facts: Metadata = {}
   if size := image_size or (pretrained.get('input_size') or [])[1:]:
