@@ -239,8 +239,8 @@ def sides(image_size: ImageSize) -> tuple[int, int]:
 def gelu(x: jax.Array) -> jax.Array:
   """Computes x Phi(x), Phi the normal distribution function, in float32 or wider.
 
-  See Hendrycks and Gimpel 2016, arXiv 1606.08415. Forward and backward are twice as fast as
-  `nn.gelu(x, approximate=False)` on CPU. erf is cheaper than erfc, whose accuracy in the far
+  See Hendrycks and Gimpel 2016, arXiv 1606.08415. On CPU it is cheaper than
+  `nn.gelu(x, approximate=False)`, since erf is cheaper than erfc, whose accuracy in the far
   negative tail only matters relative to an output that is almost zero. And one derivative is saved
   for the backward pass, while autodiff saves its parts.
   """
@@ -304,8 +304,7 @@ def patch_product(
 ) -> jax.Array:
   """`jax.lax.conv_general_dilated` of patches that do not overlap, as one matrix product.
 
-  On CPU the kernel's gradient of the convolution itself is slower than all blocks of a small ViT
-  together.
+  On CPU the kernel's gradient of the convolution itself is slow.
 
   Args:
     images: images, [batch, height, width, channels].

@@ -122,7 +122,7 @@ def _result(name: str, reference: Any) -> Any:
 def keep_compiled(workdir: str) -> None:
   """Makes JAX cache compiled programs in the workdir, unless it caches them elsewhere.
 
-  Short ones are cached as well: every run of a suite has dozens, a fifth of its time.
+  Short ones are cached as well: every run of a suite has dozens.
   """
   if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(workdir, 'compiled'))
