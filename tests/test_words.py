@@ -138,20 +138,8 @@ def findings(path, texts):
 
 PUBLIC = public_names()
 
-# Pages that still have some of them.
-NOT_YET = [
-  'glora_jax/vision/data/splits.py',
-  'glora_jax/vision/models/peft.py',
-  'glora_jax/vision/models/weights.py',
-  'notebooks/language_model.ipynb',
-  'notebooks/own_images.ipynb',
-  'notebooks/tpu.ipynb',
-]
-
 
 def check(path, texts):
-  if name_of(path) in NOT_YET:
-    pytest.skip('not yet')
   found = list(findings(path, texts))
   assert not found, '\n' + '\n'.join(found)
 
