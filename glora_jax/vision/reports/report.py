@@ -46,7 +46,7 @@ If a training diverged or learned nothing, try a lower rate (suite.rate, suite.r
 training.learning_rate), bounded gradients (training.max_grad_norm=1) or more epochs
 (training.epochs) in a new workdir.
 """
-_MEMORY = 'The memory on a device while the program runs is as the compiler reports it.'
+_MEMORY = 'The compiler reports the memory that a program needs on each device while it runs.'
 
 
 def write_run(
