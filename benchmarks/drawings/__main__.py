@@ -39,11 +39,11 @@ STUDY = Study(
   budget=149_400,  # of LoRA of rank 2 in every layer
   fixed=('bitfit', 'lora:2', 'ssf'),
   rates={
-    'bitfit': (3e-3, 1e-2, 3e-2),
+    'bitfit': (1e-3, 3e-3, 1e-2),
     'lora:2': (1e-3, 3e-3, 1e-2),
     'ssf': (1e-3, 3e-3, 1e-2),
     'gradient': (1e-3, 3e-3, 1e-2),
-    'finetuning': (3e-5, 1e-4, 3e-4),
+    'finetuning': (3e-6, 1e-5, 3e-5, 1e-4),
   },
   head=Recipe(epochs=24, warmup_epochs=1, batch_size=38, learning_rate=3e-3),
   epochs=24,

@@ -241,9 +241,8 @@ class Study:
     params = what.fold(self.fit(job, what))
     inputs, labels = self.draw(job.task, job.seed)['test']
     number = -(-len(labels) // self.batch_size)
-    blocks = np.resize(
-      inputs, (number, self.batch_size, *inputs.shape[1:])
-    )  # the first fill the last
+    shape = (number, self.batch_size, *inputs.shape[1:])
+    blocks = np.resize(inputs, shape)  # the first ones fill up the last block
     found = np.concatenate([self.classes(params, block) for block in blocks])
     right = found[: len(labels)] == labels
     return {'params': what.params, 'tests': len(labels), 'answers': pack(right)}
@@ -279,29 +278,27 @@ class Study:
 
 def choose_rates(study: Study, folder: str) -> None:
   """Trains every method at all its rates on the development tasks, and keeps the best of each."""
-  jobs = {
-    method: [
-      Job(task, *method, rate, CHOOSING_SEED, study.epochs)
-      for rate in study.rates[method[0]]
-      for task in study.development
-    ]
-    for method in study.methods
-    if method[0] in study.rates
-  }
-  run_jobs([job for each in jobs.values() for job in each], folder, study.run)
-  results, best, lines = read_results(folder), {}, []
-  for method, each in jobs.items():
-    means: dict[float, list[float]] = {}
-    for job in each:
-      right = unpack(results[job]['answers'], results[job]['tests'])
-      means.setdefault(job.rate, []).append(100 * right.mean())
-    best[method] = max(means, key=lambda rate: np.mean(means[rate]))
-    lines += [(method[0], str(rate), *accuracies) for rate, accuracies in means.items()]
-  best.setdefault((TRANSFER, study.budget), best[OURS, study.budget])
+  methods = [method for method in study.methods if method[0] in study.rates]
+  jobs = [
+    Job(task, *method, rate, CHOOSING_SEED, study.epochs)
+    for method in methods
+    for rate in study.rates[method[0]]
+    for task in study.development
+  ]
+  run_jobs(jobs, folder, study.run)
+  results, means = read_results(folder), {}
+  for job in jobs:
+    right = unpack(results[job]['answers'], results[job]['tests'])
+    means.setdefault((job.method, job.budget), {}).setdefault(job.rate, []).append(right.mean())
+  best = {method: max(found, key=lambda rate: sum(found[rate])) for method, found in means.items()}
+  best[TRANSFER, study.budget] = best[OURS, study.budget]
+  lines = [
+    (name, str(rate), *(100 * mean for mean in accuracies))
+    for (name, _), found in means.items()
+    for rate, accuracies in found.items()
+  ]
   print_table(dict.fromkeys(('method', 'rate', *study.development), '.1f'), lines)
-  write_json(
-    os.path.join(folder, 'rates.json'), {'rates': [[*m, rate] for m, rate in best.items()]}
-  )
+  write_json(os.path.join(folder, 'rates.json'), {'rates': [[*m, rate] for m, rate in best.items()]})
 
 
 def time_steps(study: Study, folder: str) -> None:
