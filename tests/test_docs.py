@@ -29,7 +29,7 @@ def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
   assert capsys.readouterr().out == printed
   exec(training, names)
   model, x, trained = names['model'], names['tokens'], names['state'].variables
-  logits = model.apply({'params': names['params']}, x)
+  logits = model.apply({'params': names['folded']}, x)
   assert jnp.allclose(logits, names['adapted'].apply(trained, x), atol=1e-5)
   assert not jnp.allclose(logits, names['adapted'].apply(names['variables'], x), atol=1e-3)
   base = names['variables']['params']

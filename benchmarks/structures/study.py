@@ -298,7 +298,9 @@ def choose_rates(study: Study, folder: str) -> None:
     for rate, accuracies in found.items()
   ]
   print_table(dict.fromkeys(('method', 'rate', *study.development), '.1f'), lines)
-  write_json(os.path.join(folder, 'rates.json'), {'rates': [[*m, rate] for m, rate in best.items()]})
+  write_json(
+    os.path.join(folder, 'rates.json'), {'rates': [[*m, rate] for m, rate in best.items()]}
+  )
 
 
 def time_steps(study: Study, folder: str) -> None:

@@ -166,7 +166,10 @@ def preset(spec: Spec, name: str) -> np.ndarray:
   parsed = parse_preset_name(name)
   rows = np.flatnonzero(mask_of_target(spec, parsed.target)).tolist()
   if parsed.base in _OF_BIASES and not any(spec.layers[row].bias for row in rows):
-    raise ValueError(f"The preset '{name}' trains biases, but no adapted layer has one.")
+    raise ValueError(
+      f"The preset '{name}' trains biases, but no adapted layer has one; use another preset, "
+      "'lora:8' for instance."
+    )
   forms, rank = dict(PRESETS[parsed.base]), parsed.rank
   if rank is not None:
     forms = {t: f'lora:{rank}' if form == 'lora' else form for t, form in forms.items()}
