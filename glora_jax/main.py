@@ -258,7 +258,11 @@ def catch_signals() -> Stop:
     signal.signal(number, signal.SIG_DFL)
     asked.set()
     # Not print: the signal may interrupt one.
-    os.write(2, b'\nStopping once everything is saved; repeat the signal to stop at once.\n')
+    os.write(
+      2,
+      b'\nStopping after this step, once everything is saved (a compilation ends first); '
+      b'repeat the signal to stop at once.\n',
+    )
 
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, handle)

@@ -211,7 +211,8 @@ def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) ->
     if signal is not None and signal < NOISE:
       log.warning(
         'Only %.3f of the squared gradient is signal, so the scores are unreliable: train the head '
-        'for fewer epochs, before it fits the examples, give more batches, or pass a prior.',
+        'for fewer epochs, before it fits the examples (in a run allocation.head_epochs), give '
+        'more batches (a smaller training.batch_size), or pass a prior (allocation.prior).',
         max(signal, 0.0),
       )
     return 0.0

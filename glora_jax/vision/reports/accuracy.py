@@ -70,7 +70,7 @@ def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> 
   points = round(100 * (chosen['test_accuracy'] - other['test_accuracy']), 1)
   called = _THE.get(name, other['label'])
   if not points:
-    return f'as many as {called}'
+    return f'the same accuracy as {called}'
   more = f'{abs(points):.1f} points {"less" if points < 0 else "more"} than {called}'
   paired = other['against_result']
   chance = stats.binomtest(paired['result_only'], sum(paired.values())).pvalue

@@ -200,8 +200,11 @@ model = transformers.AutoModelForImageClassification.from_pretrained({folded!r})
 from glora_jax.vision.models.classifier import Classifier
 
 classifier = Classifier({folded!r})
-for path, probabilities in classifier(['photo.jpg']):
-  print(path, classifier.classes[probabilities.argmax()], probabilities.max())"""),
+for path, outcome in classifier(['photo.jpg']):
+  if isinstance(outcome, str):  # the file cannot be read, and why
+    print(path, outcome)
+  else:  # probabilities
+    print(path, classifier.classes[outcome.argmax()], outcome.max())"""),
     Heading(f'Load in {library or "timm"}'),
     *loading,
   ]

@@ -33,7 +33,12 @@ from glora_jax.vision.runs.backbone import (
   stream_key,
   variables_before_training,
 )
-from glora_jax.vision.runs.fitting import choose_prior, count_images, fit_batches
+from glora_jax.vision.runs.fitting import (
+  choose_prior,
+  count_images,
+  fit_batches,
+  tell_few_steps,
+)
 from glora_jax.vision.runs.origins import WEIGHTS
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.settings import RunSettings
@@ -222,8 +227,12 @@ def make_context(
     is_tested=has_test_list(workdir),
     mesh=mesh,
   )
-  images = dataclasses.replace(images, task=note_photographs(settings, images.task))
-  left = count_images(images.task)  # fewer if broken ones are left out
+  task = note_photographs(settings, images.task)
+  left = count_images(task)  # fewer if broken ones are left out
+  if note := tell_few_steps(settings, left):
+    log.warning('%s: %s', task.name, note)
+    task = dataclasses.replace(task, notes=(*task.notes, note))
+  images = dataclasses.replace(images, task=task)
   facts: dict[str, Any] = dict(images.identities)
   if os.path.isfile(record := os.path.join(workdir, WEIGHTS)):
     facts[WEIGHTS] = sha256_of(record)

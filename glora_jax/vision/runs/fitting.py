@@ -15,6 +15,7 @@ from glora_jax.vision.data.task import Task
 from glora_jax.vision.runs.settings import SEARCH, RunSettings
 
 log = logging.getLogger(__name__)
+_FEW_STEPS = 4  # of an epoch
 
 
 def choose_prior(settings: RunSettings) -> RunSettings:
@@ -33,6 +34,34 @@ def count_images(task: Task) -> dict[str, int]:
   """
   counts = {split: len(task.open(split).labels) for split in task.splits}
   return {**counts, 'train+val': counts['train'] + counts['val']}
+
+
+def tell_few_steps(settings: RunSettings, counts: Mapping[str, int]) -> str:
+  """A sentence on an epoch of very few steps, with the batch size that makes more; else ''.
+
+  Args:
+    settings: the config.
+    counts: see `count_images`.
+
+  Example:
+    >>> settings = RunSettings(task='digits')
+    >>> tell_few_steps(settings, {'train': 95})
+    '95 training images in batches of 64: 1 step an epoch, 31 images left out of each; \
+--config.training.batch_size=16 makes 5.'
+    >>> tell_few_steps(settings, {'train': 800})
+    ''
+  """
+  images = counts[settings.final_split]
+  size = min(settings.training.batch_size, images)
+  steps, left = divmod(images, size)
+  if steps >= min(_FEW_STEPS, images):
+    return ''
+  smaller = 2 ** (max(1, images // _FEW_STEPS).bit_length() - 1)
+  return (
+    f'{images} training images in batches of {size}: {steps} step{"s" * (steps > 1)} an epoch'
+    f'{f", {left} images left out of each" * bool(left)}; '
+    f'--config.training.batch_size={smaller} makes {images // smaller}.'
+  )
 
 
 def fit_batches(

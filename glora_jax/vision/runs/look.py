@@ -27,8 +27,9 @@ from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import metadata_here
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.fields import meanings_of
+from glora_jax.vision.runs.fitting import count_images, tell_few_steps
 from glora_jax.vision.runs.processes import require_devices
-from glora_jax.vision.runs.settings import DataSettings, RunSettings
+from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.terminal import user_errors
 
 NUMBER_OF_IMAGES = 8
@@ -58,27 +59,35 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
   names = catalog.expand(settings.task)
   number_ready = 0
   for name in names:
-    is_ready, lines = _report(name, settings.data)
+    is_ready, lines = _report(name, settings)
     number_ready += is_ready
     print('\n'.join(lines), flush=True)
   print(f'\n{number_ready} of {len(names)} ready.')
   return number_ready == len(names)
 
 
-def _report(name: str, data: DataSettings) -> tuple[bool, list[str]]:
+def _report(name: str, settings: RunSettings) -> tuple[bool, list[str]]:
   """Whether a task is ready, and lines on missing data, or on numbers of images by class."""
+  data, splits = settings.data, []
   try:
     task = catalog.find(name, data)
     missing = task.missing()
     if not missing and catalog.has_files(name, data):
+      splits = _splits(task)  # with broken images, if these may not be left out
       task = pipeline.open_images(pipeline.Images(task, 0), skip_broken=data.skip_broken).task
     notes = [f'  note: {note}' for note in task.notes]
     if missing:
       return False, [f'{name}: MISSING', f'  {missing}', *notes]
-    splits = [f'  {split:6} {_describe(task, split)}' for split in task.splits]
-    return True, [f'{name}: ready, {task.origin}', *notes, *splits]
+    if note := tell_few_steps(settings, count_images(task)):
+      notes.append(f'  note: {note}')
+    return True, [f'{name}: ready, {task.origin}', *notes, *_splits(task)]
   except (ValueError, OSError, ImportError) as error:
-    return False, [f'{name}: NOT READY', f'  {error}']
+    return False, [f'{name}: NOT READY', f'  {error}', *splits]
+
+
+def _splits(task: Task) -> list[str]:
+  """A line for each split; see `_describe`."""
+  return [f'  {split:6} {_describe(task, split)}' for split in task.splits]
 
 
 def _describe(task: Task, split: str) -> str:

@@ -18,7 +18,7 @@ def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is
   assert accuracy.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
   for each in result['structures'].values():
     each['test_accuracy'] = 0.9
-  assert ', as many as the linear probe and as many as ' in accuracy.tell_verdict(result)
+  assert ', the same accuracy as the linear probe and ' in accuracy.tell_verdict(result)
 
 
 def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
