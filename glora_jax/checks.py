@@ -30,6 +30,8 @@ _WORDS = {
   dict: 'a dictionary',
   collections.abc.Callable: 'a function',
 }
+# How to get an object of a class, by the class's name, which this module does not import.
+_SOURCES = {'Adapted': ' (from glora_jax.adapt, or glora_jax.nnx.as_adapted(model))'}
 _LIMITS = {
   'least': (operator.ge, 'at least'),
   'above': (operator.gt, 'above'),
@@ -66,7 +68,8 @@ def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
   """
   origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
   if not _is_of(value, kind):
-    raise TypeError(_must_be(expected(kind, **limits), value, name))
+    source = _SOURCES.get(getattr(kind, '__name__', ''), '')
+    raise TypeError(_must_be(expected(kind, **limits) + source, value, name))
   if origin in _UNIONS:
     fitting = next(part for part in parts if _is_of(value, part))
     return validate(value, fitting, name, **limits)

@@ -89,13 +89,13 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
 
   With a fresh adapter every structure must be the base model. The untouched model with folded
   parameters must return the same as `apply`. Every array of the adapter must get a gradient. The
-  structures are the largest, eight random ones and, fixed, one of these. Outputs are compared
-  relative to the largest of them, at the device's highest precision of matrix products. Zeros among
-  the variables are replaced by noise, so that no term is zero.
+  structures are the largest, eight random ones and, fixed, one of these. A model with a fixed
+  structure is checked with this one. Outputs are compared relative to the largest of them, at the
+  device's highest precision of matrix products. Zeros among the variables are replaced by noise, so
+  that no term is zero.
 
   Args:
-    adapted: the adapted model with a free structure; for an attached NNX model, the one from
-      `glora_jax.nnx.as_adapted`.
+    adapted: the adapted model; for an attached NNX model, the one from `glora_jax.nnx.as_adapted`.
     variables: variables from `adapted.init`, with the model's other collections if it has any.
     *inputs: inputs of the model, arrays with values.
     **kwargs: further arguments of its call, `train=False` or `rngs` for instance.
@@ -105,8 +105,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
 
   Raises:
     TypeError: the model is not adapted.
-    ValueError: its structure is fixed, the variables are those of another model, or the model
-      returns no floating-point array.
+    ValueError: the variables are those of another model, or the model returns no floating-point
+      array.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -122,7 +122,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   check_variables(adapted, variables)
   variables = jax.tree.map(_without_zeros, variables)
   fresh = {**variables, **adapted.init(jax.random.key(0), variables['params'])}
-  largest = largest_genome(adapted.spec)
+  is_free = adapted.genome is None
+  largest = largest_genome(adapted.spec) if is_free else adapted.genome
   drawn = random_genomes(np.random.default_rng(0), adapted.spec, 8)
 
   def outputs(apply: Any, variables: Any, **genome: Any) -> jax.Array:
@@ -149,14 +150,19 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
     identity = _relative_error(started, base(variables['params']))
     return jnp.stack([identity, _relative_error(folded, applied)])
 
+  choice = {'genome': largest} if is_free else {}
+
   def loss(adapter: Any) -> jax.Array:
     """A sum of all outputs, each with another weight, so that gradients do not cancel."""
-    applied = outputs(adapted.apply, {**variables, COLLECTION: adapter}, genome=largest)
+    applied = outputs(adapted.apply, {**variables, COLLECTION: adapter}, **choice)
     return jnp.cos(jnp.arange(len(applied))) @ applied
 
-  of_free = jax.lax.map(lambda genome: errors(adapted, genome=genome), np.stack([largest, *drawn]))
-  of_fixed = errors(adapted.fix(drawn[0]))
-  identity, folding = np.maximum(of_free.max(0), of_fixed).tolist()
+  found = errors(adapted.fix(drawn[0]) if is_free else adapted)
+  if is_free:
+    genomes = np.stack([largest, *drawn])
+    of_free = jax.lax.map(lambda genome: errors(adapted, genome=genome), genomes)
+    found = np.maximum(found, of_free.max(0))
+  identity, folding = found.tolist()
   gradients = jax.device_get(jax.grad(loss)(variables[COLLECTION]))
   missed = [
     f'{layer} {name}'

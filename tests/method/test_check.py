@@ -61,6 +61,15 @@ def test_each_row_fails_for_what_it_asks_and_names_it():
   assert str(found).count('  NO   ') == len(ROWS)
 
 
+def test_a_fixed_structure_is_checked_alone():
+  base = Mlp(blocked=True).init(jax.random.key(0), X, train=False)
+  adapted = glora_jax.adapt(Mlp(blocked=True), X, train=False, structure='lora:2')
+  variables = {**base, **adapted.init(jax.random.key(1), base['params'])}
+  found = glora_jax.check(adapted, variables, X, train=False)
+  assert [row.ok for row in found.rows] == [True, True, False]
+  assert found.rows[-1].note == 'arrays without a gradient: fc B_down, fc B_up'
+
+
 def test_a_function_may_have_parameters_that_are_no_arrays():
   params = {'activation': jnp.tanh, 'embedding': jnp.ones((6, 4)), 'w': jnp.ones((4, 3)) / 9}
 

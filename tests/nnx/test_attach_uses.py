@@ -83,6 +83,19 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   assert_array_equal(call(fixed, X), expected)
 
 
+def test_as_adapted_warns_of_dropout_whose_mask_would_stay_the_same(attached, caplog, tmp_path):
+  glora_nnx.as_adapted(attached)
+  attached.train()
+  glora_nnx.save_adapter(tmp_path / 'live.safetensors', attached)
+  assert not caplog.messages
+  adapted, values = glora_nnx.as_adapted(attached)
+  assert 'the same mask' in caplog.text
+  assert ': dropout. Call model.eval()' in caplog.text
+  genome = live.get_genome(attached)
+  outputs = [adapted.apply(values, X, genome=genome) for _ in range(2)]
+  assert_array_equal(*outputs)
+
+
 def test_statistics_that_are_left_out_stay_as_they_are(attached):
   _, values = glora_nnx.as_adapted(attached)
   glora_nnx.set_variables(attached, {**values, 'batch_stats': {'norm': {'mean': np.ones(8)}}})

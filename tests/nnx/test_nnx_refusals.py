@@ -81,6 +81,11 @@ REFUSED = [
   (lambda: set_statistics(norm={'mean': np.zeros(5)}), 'norm/mean is (5,)', '(8,)'),
   (lambda: attached().block.fc1.kernel.__setitem__(..., jnp.zeros((8, 14))), '(8, 14)'),
   (lambda: score(attach(WithFeatures())), 'tuple'),
+  (
+    lambda: glora_jax.save_adapter('adapter.safetensors', attached(), {}),
+    'Classifier',
+    'glora_jax.nnx.as_adapted(model)',
+  ),
   # NNX models as functions
   (lambda: hooked(lambda w: nnx.Param(w, on_get_value=lambda _, v: v / 2)), 'own get_value'),
   (
