@@ -123,7 +123,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   variables = jax.tree.map(_without_zeros, variables)
   fresh = {**variables, **adapted.init(jax.random.key(0), variables['params'])}
   is_free = adapted.genome is None
-  largest = largest_genome(adapted.spec) if is_free else adapted.genome
+  largest = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
   drawn = random_genomes(np.random.default_rng(0), adapted.spec, 8)
 
   def outputs(apply: Any, variables: Any, **genome: Any) -> jax.Array:
