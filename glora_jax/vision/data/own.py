@@ -32,8 +32,8 @@ def folder_task(folder: str, groups: str | None = None) -> Task:
 
   Raises:
     FileNotFoundError: it does not exist.
-    ValueError: it has other contents; a class has no images, or fewer than there are splits; or the
-      given splits cannot measure anything.
+    ValueError: it has other contents, such as several data sets; a class has no images, or fewer
+      than there are splits; or the given splits cannot measure anything.
   """
   if not os.path.isdir(folder):
     raise FileNotFoundError(
@@ -48,6 +48,11 @@ def folder_task(folder: str, groups: str | None = None) -> Task:
       f'{train} has {len(classes)} subfolders; expected two or more, one for each class{otherwise}.'
     )
   require_printable(train, classes)
+  if sets := [name for name in classes if _is_data_set(os.path.join(train, name))]:
+    raise ValueError(
+      f'{train} holds data sets, not classes ({listed(sets)}); run each, '
+      f'for example --config.task=folder:{os.path.join(train, sets[0])}.'
+    )
   for other in given.values():
     if unknown := set(_subfolders(other)) - set(classes):
       raise ValueError(f'{other} has classes that {train} lacks: {listed(sorted(unknown))}.')
@@ -198,6 +203,13 @@ def _split_folders(folder: str) -> dict[str, str]:
   if len(set(splits)) < len(splits):
     raise ValueError(f'{found}, several for one split; keep one.')
   return {split: os.path.join(folder, name) for split, name in zip(splits, named, strict=True)}
+
+
+def _is_data_set(folder: str) -> bool:
+  """Whether a folder has train, and val or test, with folders inside."""
+  named = [name for name in _subfolders(folder) if name.lower() in NAMES]
+  splits = {NAMES[name.lower()] for name in named if _subfolders(os.path.join(folder, name))}
+  return 'train' in splits and len(splits) > 1
 
 
 def _scan(folder: str, classes: Sequence[str], root: str) -> tuple[Files, list[str]]:

@@ -65,6 +65,23 @@ def test_folders_that_cannot_be_a_task(tmp_path, classes, named):
   assert_refused(named, find, f'folder:{tmp_path}')
 
 
+@pytest.mark.parametrize('splits', [('train', 'val', 'test'), ('Training', 'TEST')])
+def test_a_folder_of_data_sets_is_refused_since_its_test_images_would_be_trained_on(
+  tmp_path, splits
+):
+  fill(tmp_path, [f'blobs/{split}/{name}' for split in splits for name in 'ab'])
+  fill(tmp_path, ['cats', 'stripes/train/a', 'stripes/test/a'])
+  task = f'folder:{tmp_path}'
+  assert_refused('(blobs, stripes)', find, task)
+  assert_refused(f'run each, for example --config.task={task}/blobs', find, task)
+  assert find(f'{task}/blobs').classes == ('a', 'b')
+
+
+def test_classes_may_have_folders_that_are_called_like_splits(tmp_path):
+  fill(tmp_path, ['bus/train', 'bus/test', 'cat/train/day', 'cat/train/night'])
+  assert find(f'folder:{tmp_path}').classes == ('bus', 'cat')
+
+
 def test_class_folders_without_images_or_with_too_few_and_a_link_to_the_parent(tmp_path):
   fill(tmp_path, ['cat', 'dog'])
   task = f'folder:{tmp_path}'
