@@ -224,7 +224,7 @@ def runs(board: Board, workdir: str) -> Blocks:
     rows.append((link if is_written else name, board.state(name), *found))
   blocks: Blocks = [
     Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > page.LONG),
-    TEST_LIST,
+    TEST_LIST if os.path.exists(os.path.join(workdir, 'test_list.json')) else '',
   ]
   if board.missing:
     blocks += [

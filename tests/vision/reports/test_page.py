@@ -130,6 +130,13 @@ def test_a_run_without_a_test_has_a_page_of_validation_accuracies(tmp_path, allo
   assert not {'Errors', 'Use it'} & {heading.words() for heading in root.all('h2')}
 
 
+def test_the_list_of_what_is_tested_is_named_once_it_exists(tmp_path, allocation):
+  board = pages.make_grid(allocation)
+  assert 'test_list.json' not in pages.write_board(tmp_path, board).words()
+  (tmp_path / 'test_list.json').touch()
+  assert page.TEST_LIST.striptags() in pages.write_board(tmp_path, board).words()
+
+
 def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):
   findings = pages.make_findings(allocation)
   findings.result['protocol'] = 'paper'
