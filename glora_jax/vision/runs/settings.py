@@ -427,7 +427,8 @@ class RunSettings(Section):
   a supernet trained for 500 epochs, and a search.
 
   Attributes:
-    task: name of the task, or of several, such as 'vtab/all'.
+    task: name of the task. Only of 'vtab', 'fewshot' and 'generalization' it may be several, such
+      as 'vtab/all'.
     protocol: 'honest' searches on the validation images; 'paper' trains on train+val and searches
       on test, which every table and page of such a run states.
     structure: origin of the structure: 'search' (train a supernet and search it), 'gradient'
