@@ -67,6 +67,13 @@ def photos(tmp_path):
   return tmp_path / 'photos'
 
 
+def test_a_run_notes_that_an_epoch_has_few_steps(run_config, photos, tmp_path, caplog):
+  context = prepared(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
+  *_, note = context.task.notes
+  assert note.startswith('16 training images in batches of 16: 1 step an epoch; ')
+  assert note in caplog.text
+
+
 def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
   config = changed(run_config, task=f'folder:{photos}', data__cache=str(photos / 'cache'))
   with pytest.raises(ValueError, match=rf'data.cache={photos}/cache is in {photos}, whose folders'):
