@@ -12,6 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import logging
 import os
 import re
@@ -43,20 +44,52 @@ except (ImportError, AttributeError) as error:  # the second if torchax does not
     f'({error}).'
   ) from error
 
-from glora_jax.checks import listed, validate
+from glora_jax.checks import listed, shown, validate
 from glora_jax.errors import UserError
 from glora_jax.method.adapt import DEFAULT_HEADS, adapt_function
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.extend import extend as extend_params
 from glora_jax.method.presets import Structure
 from glora_jax.method.sample import is_array
-from glora_jax.method.selection import Embeddings, Selector
+from glora_jax.method.selection import Embeddings, Selection, Selector
 from glora_jax.method.space import SearchSpace
 from glora_jax.tree import differences, flatten
 
 __all__ = ['adapt', 'extend', 'load']
 
 log = logging.getLogger(__name__)
+
+# Arguments of PEFT's LoraConfig. A forward that accepts any keyword ignores them.
+_OF_PEFT = frozenset(
+  [
+    'r',
+    'lora_alpha',
+    'lora_dropout',
+    'target_modules',
+    'exclude_modules',
+    'modules_to_save',
+    'bias',
+    'task_type',
+    'peft_type',
+    'inference_mode',
+    'use_rslora',
+    'use_dora',
+    'fan_in_fan_out',
+    'init_lora_weights',
+    'layers_to_transform',
+    'layers_pattern',
+    'rank_pattern',
+    'alpha_pattern',
+    'lora_bias',
+    'target_parameters',
+    'trainable_token_indices',
+    'layer_replication',
+    'loftq_config',
+    'eva_config',
+    'corda_config',
+    'ensure_weight_tying',
+  ]
+)
 
 BUFFERS = 'buffers'  # name of their collection among the variables
 
@@ -138,6 +171,8 @@ def adapt(
   """
   validate(module, torch.nn.Module, 'module')
   validate(release, bool, 'release')
+  _check_no_peft(module, sample_inputs, kwargs)
+  _check_tied(module, heads)
   if module.training:
     log.warning(
       '%s is in training mode. It runs in evaluation mode unless a call has train=True.',
@@ -178,6 +213,52 @@ def adapt(
     if release:
       value.data = value.data.new_empty(0)
   return dataclasses.replace(adapted, model=model), nest(arrays)
+
+
+def _check_no_peft(
+  module: torch.nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+  """Raises TypeError if a model, a config or an argument is PEFT's, which need not be installed."""
+  name = type(module).__name__
+  if _is_a(module, 'PeftModel'):
+    raise TypeError(
+      f'{name} is a model of PEFT; pass the base model, and read a saved adapter with '
+      'glora_jax.peft.load_peft.'
+    )
+  words = sorted(_OF_PEFT & kwargs.keys())
+  words = words and [
+    word for word in words if word not in inspect.signature(module.forward).parameters
+  ]
+  configs = [type(x).__name__ for x in (*inputs, *kwargs.values()) if _is_a(x, 'PeftConfig')]
+  if words or configs:
+    raise TypeError(
+      f"{listed(configs + words)} of PEFT: pass structure='lora:8' for r=8, scale= for "
+      'lora_alpha / r, select= for target_modules, heads= for modules_to_save; see '
+      'docs/howto/coming_from_peft.md.'
+    )
+
+
+def _is_a(value: Any, name: str) -> bool:
+  """Whether a value's class, or one that it inherits from, has this name."""
+  return name in [kind.__name__ for kind in type(value).__mro__]
+
+
+def _check_tied(module: torch.nn.Module, heads: Selector | None) -> None:
+  """Raises if explicit heads match only further names of shared parameters."""
+  if heads == DEFAULT_HEADS:
+    return
+  selection = Selection(SearchSpace(), None, None, heads, (), False, False)
+  first = {id(value): name for name, value in module.named_parameters()}
+  names = {name: first[id(x)] for name, x in module.named_parameters(remove_duplicate=False)}
+  matched = selection.heads_among(tuple(name.split('.')) for name in names)
+  tied = ['.'.join(path) for path in matched.paths]
+  if tied and not any(name in names.values() for name in tied):
+    name = min(tied)
+    table = names[name].rpartition('.')[0].replace('.', '/')
+    raise UserError(
+      f"heads={shown(heads)}: {name} is tied to {names[name]}. Pass heads='{table}' to train both "
+      'in full, or embeddings=True to adapt both.'
+    )
 
 
 def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None = None) -> None:

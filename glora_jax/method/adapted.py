@@ -285,8 +285,9 @@ class Adapted:
       genome: structure to show, int [layer, 5]; None shows the fixed structure, or all choices.
 
     Returns:
-      One line for each layer, one for the model, one for each matrix that is not adapted, and one
-      for the layers of a Linen model that cannot be merged in their modules' calls.
+      One line for each layer, one for the model, one for scales other than 1, one for each matrix
+      that is not adapted, and one for the layers of a Linen model that cannot be merged in their
+      modules' calls.
     """
     genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
@@ -301,6 +302,9 @@ class Adapted:
     )
     table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
     lines, coverage = [*table, totals], self.coverage()
+    scales = sorted({layer.space.scale for layer in self.spec})
+    if scales != [1]:
+      lines.append(f'scale of LoRAs of B: {", ".join(f"{scale:g}" for scale in scales)}')
     if coverage.uncovered:
       lines.append(str(coverage))
     early = [site.name for site in self.places.sites if site.shared]

@@ -182,6 +182,6 @@ def warn_of_rounding(trainable: Any) -> None:
   if short:
     log.warning(
       'Trained in 16 bits, where rounding loses most steps and float16 may end in NaN: %s. Pass '
-      'these in float32 (param_dtype of a head, for instance).',
+      'these in float32: param_dtype of a head in Flax, module.lm_head.float() in PyTorch.',
       listed(short),
     )

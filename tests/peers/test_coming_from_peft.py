@@ -122,3 +122,57 @@ def test_dropout_drops_what_that_of_peft_drops():
   dropped = forward.dropping_inputs(key, 0.5)(x)
   close(dropped, theirs(x).detach())
   assert np.abs(dropped - forward(x)).max() > 0.01
+
+
+def llama(tied=False):
+  config = transformers.LlamaConfig(
+    vocab_size=16,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    tie_word_embeddings=tied,
+  )
+  return transformers.LlamaForCausalLM(config).eval()
+
+
+TOKENS = torch.arange(4)[None]
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    {'r': 8, 'lora_alpha': 16, 'target_modules': ['q_proj']},
+    {'structure': 'lora:8', 'lora_alpha': 16},
+    {'structure': 'lora:8', 'modules_to_save': ['lm_head'], 'lora_dropout': 0.1},
+    {'config': peft.LoraConfig(r=8)},
+  ],
+)
+def test_arguments_of_peft_are_refused_and_not_ignored(words):
+  with pytest.raises(TypeError, match="of PEFT: pass structure='lora:8' for r=8, scale="):
+    glora_jax.torch.adapt(llama(), TOKENS, use_cache=False, **words)
+
+
+def test_arguments_of_peft_that_the_module_has_are_its_own():
+  class Scaled(torch.nn.Linear):
+    def forward(self, x, r):
+      return super().forward(x) * r
+
+  glora_jax.torch.adapt(Scaled(3, 2).eval(), torch.ones(1, 3), r=2.0, heads=None)
+
+
+def test_models_and_configs_of_peft_are_refused():
+  config = peft.LoraConfig(r=2, target_modules=['q_proj'])
+  with pytest.raises(TypeError, match=r'^LoraConfig of PEFT: pass structure='):
+    glora_jax.torch.adapt(llama(), TOKENS, config)
+  with pytest.raises(TypeError, match=r'^PeftModel.* is a model of PEFT; pass the base model'):
+    glora_jax.torch.adapt(peft.get_peft_model(llama(), config), TOKENS, structure='lora:2')
+
+
+def test_a_tied_head_names_the_table_that_it_is_tied_to():
+  module = llama(tied=True)
+  tied = 'lm_head.weight is tied to model.embed_tokens.weight.*embed_tokens'
+  with pytest.raises(ValueError, match=tied):
+    glora_jax.torch.adapt(module, TOKENS, structure='lora:2', heads='lm_head', use_cache=False)
+  for advice in ({'heads': 'model/embed_tokens'}, {'heads': None, 'embeddings': True}):
+    glora_jax.torch.adapt(module, TOKENS, structure='lora:2', use_cache=False, **advice)
