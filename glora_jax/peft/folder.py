@@ -141,7 +141,7 @@ def save_peft(
     heads: tensors to write instead of the variables' heads, by torch name, if the torch model has a
       head in another shape.
     base: name or path of the base model to write to the config; a name on the hub may have a
-      revision, `hf:owner/name@revision`.
+      revision, `hf:owner/name@revision`. None for the `name_or_path` of a PyTorch module.
 
   Returns:
     The kind that was written.
@@ -169,6 +169,15 @@ def save_peft(
   validate(kind, KindName | None, 'kind')
   on_hub = hub.parse(base) if hub.is_hub_name(base) else hub.HubName(base or '')
   validate(adapted, Adapted, 'adapted')
+  auto_mapping = None
+  module = getattr(adapted.model, 'skeleton', None)  # of PyTorch
+  if module is not None and names is None:
+    auto_mapping = {
+      'base_model_class': type(module).__name__,
+      'parent_library': type(module).__module__,
+    }
+    if base is None:
+      on_hub = hub.HubName(getattr(module, 'name_or_path', ''))
   names = None if names is None else name_map(names)
   genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_peft'))
   check_variables(adapted.fix(genome), variables)
@@ -186,6 +195,7 @@ def save_peft(
   require_finite(folder, tensors)
   config = {  # the other fields have PEFT's defaults
     'peft_type': KINDS[kind].peft_type,
+    'auto_mapping': auto_mapping,
     'base_model_name_or_path': on_hub.repository or None,
     'revision': on_hub.revision,
     'target_modules': [m.name for m in modules if m.kind not in (PARAMETER, ROWS)] or _NO_MODULE,

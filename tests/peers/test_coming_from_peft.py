@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from places import ROOT
+from trees import randomized
 
 pytest.importorskip('peft', reason='needs the peers extra')
 pytest.importorskip('torchax', reason='needs the peers extra')
@@ -176,3 +177,19 @@ def test_a_tied_head_names_the_table_that_it_is_tied_to():
     glora_jax.torch.adapt(module, TOKENS, structure='lora:2', heads='lm_head', use_cache=False)
   for advice in ({'heads': 'model/embed_tokens'}, {'heads': None, 'embeddings': True}):
     glora_jax.torch.adapt(module, TOKENS, structure='lora:2', use_cache=False, **advice)
+
+
+def test_peft_finds_the_class_and_the_base_of_an_adapter(tmp_path, monkeypatch):
+  monkeypatch.setenv('HF_HUB_OFFLINE', '1')  # PEFT asks the hub for a tokenizer
+  llama().save_pretrained(tmp_path / 'base')
+  module = transformers.LlamaForCausalLM.from_pretrained(tmp_path / 'base').eval()
+  adapted, params = glora_jax.torch.adapt(
+    module, TOKENS, structure='lora:2', scale=2.0, heads=None, use_cache=False
+  )
+  assert 'scale of LoRAs of B: 2' in adapted.summary()
+  variables = adapted.init(jax.random.key(0), params)
+  variables['glora'] = randomized(variables['glora'], scale=0.1)
+  glora_jax.peft.save_peft(tmp_path / 'adapter', adapted, variables)
+  theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / 'adapter').eval()
+  expected = adapted.apply(variables, TOKENS, use_cache=False).logits
+  np.testing.assert_allclose(theirs(TOKENS).logits.detach(), expected, atol=1e-5)
