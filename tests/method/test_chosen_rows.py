@@ -236,7 +236,7 @@ def test_rows_that_a_table_does_not_have_are_refused(rows, named):
 def test_a_table_that_is_not_looked_up_or_is_a_head_has_no_chosen_rows():
   inputs = jnp.ones((1, 4))
   assert_refused('no embedding lookup', glora_jax.adapt, nn.Dense(3), inputs, embeddings=[1])
-  assert_refused('are no heads are none', adapt, untied, heads='table')
+  assert_refused('can have them are none', adapt, untied, heads='table')
 
 
 def saved(path, rows, seed=0, structure='lora:2', words=V):

@@ -438,4 +438,4 @@ def test_command_and_code_in_the_report_answer_as_the_adapted_model_does(
   [code] = snippets(workdir, 'from glora_jax.vision.models.classifier')
   names = {}
   exec(code, names)
-  np.testing.assert_allclose(names['probabilities'], expected, atol=1e-5)
+  np.testing.assert_allclose(names['outcome'], expected, atol=1e-5)

@@ -82,7 +82,7 @@ def settle(settings):
     (lambda: runners.named('process:8'), "'process:8'"),
     (lambda: runners.named('process', 'GPU=1'), 'GPU=1'),
     (lambda: runners.named('ray', 'CPU=1,GPU=0'), "'GPU=0'"),
-    (lambda: get_config('own', 'beans,epochs=9,tiny=True'), 'its own epochs'),
+    (lambda: get_config('own', 'beans,epochs=9,tiny=True'), 'tiny=True sets epochs'),
   ],
 )
 def test_a_value_that_cannot_be_is_named(call, named):
