@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 
@@ -73,11 +74,9 @@ def clip_art(folder: str) -> tuple[np.ndarray, list[str]]:
   header = package.index(b'data.tar')  # of a member of the archive: 60 bytes, its size from 48
   archive = package[header + 60 :][: int(package[header + 48 : header + 58])]
   found = {}
-  for path, content in _files(archive):
-    _, _, parts = path.partition('/png/')
-    if parts.count('/') > 1 and path.endswith('.png'):  # others are of no topic
-      with contextlib.suppress(Image.DecompressionBombError):  # 200 million pixels
-        found[path] = '/'.join(parts.split('/')[:2]), picture(content)
+  for path, content in _files(archive, r'/png/[^/]+/[^/]+/.*\.png$'):  # others are of no topic
+    with contextlib.suppress(Image.DecompressionBombError):  # 200 million pixels
+      found[path] = '/'.join(path.partition('/png/')[2].split('/')[:2]), picture(content)
   topics, pictures = zip(*(found[path] for path in sorted(found)), strict=True)
   return np.stack(pictures)[None], list(topics)
 
@@ -87,8 +86,7 @@ def emoji(folder: str) -> tuple[np.ndarray, list[str]]:
   files = {
     path: content
     for package in EMOJI.values()
-    for path, content in _files(read_package(package, folder))
-    if '/64/' in path or path.endswith('/emoji.json')
+    for path, content in _files(read_package(package, folder), r'/64/|/emoji\.json$')
   }
   listed = [
     each
@@ -101,11 +99,11 @@ def emoji(folder: str) -> tuple[np.ndarray, list[str]]:
   return np.array(list(hands)), [each['subcategory'] for each in listed]
 
 
-def _files(archive: bytes) -> Iterator[tuple[str, bytes]]:
-  """Paths and contents of the files in a tar archive."""
+def _files(archive: bytes, wanted: str) -> Iterator[tuple[str, bytes]]:
+  """Paths and contents of the files in a tar archive whose paths a regular expression matches."""
   with tarfile.open(fileobj=io.BytesIO(archive)) as members:
     for member in members:
-      if member.isfile():
+      if member.isfile() and re.search(wanted, member.name):
         yield member.name, members.extractfile(member).read()
 
 

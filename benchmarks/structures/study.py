@@ -1,7 +1,7 @@
 """A pretrained model on tasks of real data: methods of one size trained, timed and compared.
 
 All trainings start from one warm head, which is the linear probe. Each structure is fixed, and a
-program of its own: a free one would take twice as long here. Rates are chosen on development tasks,
+program of its own: a free one would be twice as slow here. Rates are chosen on development tasks,
 with a seed that no table uses; final tasks are tested once for each seed.
 """
 
@@ -126,7 +126,7 @@ class Study:
 
   @functools.cached_property
   def adapted(self) -> Adapted:
-    """The model with all forms on offer."""
+    """The model with a free structure."""
     inputs, _ = self.draw(self.development[0], CHOOSING_SEED)['train']
     one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     space = SearchSpace(ranks=tuple(range(1, MAX_RANK + 1)))
