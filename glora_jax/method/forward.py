@@ -164,7 +164,7 @@ def loss_and_metrics(result: Any) -> tuple[jax.Array, Mapping[str, Any]]:
   return loss, metrics
 
 
-def check_data(loss: Loss, data: Any) -> None:
+def check_data(loss: Loss, data: Any, adapted: Adapted) -> None:
   """Raises ValueError if arrays, or a list of batches, do not pass the `check` of a loss.
 
   That of `classification()` checks the labels. It learns the number of classes when the model is
@@ -174,6 +174,6 @@ def check_data(loss: Loss, data: Any) -> None:
     return
   if isinstance(data, list):
     for batch in data:
-      loss.check(batch)
+      loss.check(batch, adapted)
   elif is_data(data):
-    loss.check(data)
+    loss.check(data, adapted)

@@ -171,7 +171,7 @@ def check_classes(labels: Any, number: int | None) -> None:
   """Checks that labels are classes; not if they are traced or on other hosts.
 
   Args:
-    labels: int [image].
+    labels: int [example].
     number: number of classes; None if it is not known yet.
 
   Raises:
@@ -184,7 +184,7 @@ def check_classes(labels: Any, number: int | None) -> None:
   if len(wrong):
     classes = 'of at least 0' if number is None else f'from 0 to {number - 1}'
     raise ValueError(
-      f'The label {numbers[wrong[0]]} of image {wrong[0]} is not a class; labels are integers '
+      f'The label {numbers[wrong[0]]} of example {wrong[0]} is not a class; labels are integers '
       f'{classes}.'
     )
 

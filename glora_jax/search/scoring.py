@@ -200,9 +200,9 @@ class _Evaluator:
       check_only_arrays('variables', variables)
       genomes = as_numbers('genomes', genomes)  # lists would be an argument for each number
       data = as_data(data)
-      check_data(self.loss, data)
+      check_data(self.loss, data, self.adapted)
       scores = compiled(variables, genomes, data)
-      check_data(self.loss, data)  # now the loss knows how many classes there are
+      check_data(self.loss, data, self.adapted)  # now the loss knows how many classes there are
       return scores
 
     return score

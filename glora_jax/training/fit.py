@@ -152,7 +152,7 @@ def fit(
   """
   validate(adapted, Adapted, 'adapted')
   loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
-  check_data(loss, batches)  # and again when the loss knows the number of classes
+  check_data(loss, batches, adapted)  # and again when the loss knows the number of classes
   if are_several(key):
     trainable, frozen = split_starts(adapted, validate(variables, Sequence, 'variables'))
   else:
@@ -176,9 +176,9 @@ def fit(
       mesh=mesh,
     )
   except NonFiniteLossError:
-    check_data(loss, batches)
+    check_data(loss, batches, adapted)
     raise
-  check_data(loss, batches)
+  check_data(loss, batches, adapted)
   return state
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import optax
 
 from glora_jax.checks import shown, validate
 from glora_jax.mesh import device_key
+from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Forward, Loss
 from glora_jax.method.sample import Preprocess, unchanged
 from glora_jax.method.validation import (
@@ -46,9 +48,9 @@ def classification(
 ) -> Loss:
   """Returns the cross-entropy loss for batches (inputs, labels), with the accuracy as a metric.
 
-  A Linen model gets the random streams 'dropout' and 'drop_path'. If `fit` splits a batch over
-  several devices, `preprocess`, `mix` and the model draw separately on each, but all drop the same
-  components.
+  A Linen model and a PyTorch module get the random streams 'dropout' and 'drop_path'. If `fit`
+  splits a batch over several devices, `preprocess`, `mix` and the model draw separately on each,
+  but all drop the same components.
 
   Args:
     preprocess: `(images, key) -> inputs` of the model: normalization and augmentation. None if the
@@ -88,14 +90,15 @@ def classification(
   classes = _as_mask(classes)
   if 'rngs' in kwargs:
     raise ValueError('The loss makes its rngs from its key; leave rngs out.')
-  class_counts: set[int] = set()  # filled when the model is traced, for `check`
+  # The shape of the logits of each model that the loss has traced, for `check`.
+  shapes: weakref.WeakKeyDictionary[Adapted, Any] = weakref.WeakKeyDictionary()
 
   def logits_of(forward: Any, inputs: jax.Array, key: jax.Array) -> jax.Array:
     if component_dropout:
       drop_key = jax.random.fold_in(key, COMPONENT_STREAM)
       forward = forward.dropping_components(drop_key, component_dropout)
     logits = forward(inputs, **_streams(forward, key), **kwargs)
-    class_counts.update(getattr(logits, 'shape', ())[-1:])
+    shapes[forward.adapted] = getattr(logits, 'shape', None)
     return logits
 
   def loss(forward: Forward, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -120,21 +123,22 @@ def classification(
     difference = jnp.mean(jnp.sum((first - second) ** 2, axis=-1))
     return mean + consistency.weight * difference, metrics
 
-  def check(data: Any) -> None:
-    """Raises ValueError unless data is a pair whose labels are classes."""
+  def check(data: Any, adapted: Adapted) -> None:
+    """Raises ValueError unless data is a pair whose labels are classes of the model."""
     # A label that is too large makes the loss NaN, and one below 0 would count from the last class.
     _, labels = _pair(data)
     if np.ndim(labels) == 1:
       check_whole_numbers(labels)
-      check_classes(labels, min(class_counts, default=None))
+      shape = shapes.get(adapted)
+      check_classes(labels, shape[-1] if shape else None)
 
   loss.check = check  # pyrefly: ignore
   return loss
 
 
 def _streams(forward: Forward, key: jax.Array) -> dict[str, Any]:
-  """Keyword arguments with the random streams of a Linen model; none for other models."""
-  if not isinstance(forward.adapted.model, nn.Module):
+  """Keyword arguments with the random streams, for a model whose `apply` accepts `rngs`."""
+  if 'rngs' not in inspect.signature(forward.adapted.model.apply).parameters:
     return {}
   key = device_key(key)
   return {'rngs': {'drop_path': key, 'dropout': jax.random.fold_in(key, DROPOUT_STREAM)}}

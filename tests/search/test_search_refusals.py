@@ -69,7 +69,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
   [
     ('99', lambda: scored({'genomes': np.full((7, 2, 5), 99)})),
     ('(2, 5)', lambda: scored({'genomes': np.zeros((2, 5), int)})),
-    ('label 7 of image 0', lambda: scored({'labels': np.full(23, 7)})),
+    ('label 7 of example 0', lambda: scored({'labels': np.full(23, 7)})),
     ('True for one at least', lambda: scored_by(classes=np.zeros(4, bool))),
     ('3 values', lambda: scored_by(classes=np.ones(3, bool))),
     ('axes data', lambda: scored(mesh=jax.make_mesh((1,), ('data',)))),

@@ -2,14 +2,16 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from comparing import assert_trees_equal
+from comparing import assert_trees_equal, ready
 from numpy.testing import assert_allclose, assert_array_equal
 
+import glora_jax
 from glora_jax.method import presets
 from glora_jax.method.dropout import Dropout, drop_components
 from glora_jax.method.forward import Forward
@@ -42,6 +44,21 @@ def loss_at(trainable, images, labels, genomes, **options):
 
 
 compiled_loss = jax.jit(loss_at, static_argnames=('consistency', 'component_dropout'))
+
+
+def test_one_loss_checks_the_labels_of_each_model_by_its_own_classes():
+  loss, x = classification(), jnp.ones((10, 4))
+  recipe = glora_jax.Recipe(epochs=1, batch_size=5, warmup_epochs=0)
+
+  def fit(classes, labels):
+    adapted, variables = ready(nn.Dense(classes), x, structure='bitfit', heads=None)
+    data = x, np.array(labels)
+    glora_jax.fit(adapted, variables, loss, data, recipe, key=KEY, progress=False)
+
+  fit(5, [0, 1, 2, 3, 4] * 2)
+  fit(10, range(10))
+  with pytest.raises(ValueError, match=r'label 5 of example 5 .* from 0 to 4'):
+    fit(5, range(10))
 
 
 def test_what_mixes_images_has_no_key_that_augmentation_splits_off():

@@ -114,7 +114,7 @@ def test_nan_counts_as_diverged():
     ({'rates': [1e25, 1e26], 'side_by_side': True}, 'No validation loss is finite'),
     ({'batches': iter([problem().data])}, 'empty after the first rate'),
     ({'batches': [problem().data], 'side_by_side': True}, 'pass arrays and no mesh'),
-    ({'batches': (problem().images, problem().labels + 1)}, 'label 3 of image 2'),
+    ({'batches': (problem().images, problem().labels + 1)}, 'label 3 of example 2'),
     ({'key': jax.random.split(KEY)}, 'one random key'),
   ],
 )

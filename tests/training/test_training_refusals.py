@@ -91,8 +91,8 @@ def batches():
     (lambda: fit(adapted=problem().adapted.fix('bitfit'), sample=len), 'sample draws structures'),
     (lambda: fit(sample=lambda key: np.ones((3, 2, 5))), 'A batch of 10 cannot be cut into 3'),
     (lambda: fit(state={'step': 3}), 'state must be a TrainState, got a dict'),
-    (lambda: fit({'labels': problem().labels.at[2].set(-1)}), 'label -1 of image 2'),
-    (lambda: fit({'labels': problem().labels.at[5].set(3)}), 'label 3 of image 5'),
+    (lambda: fit({'labels': problem().labels.at[2].set(-1)}), 'label -1 of example 2'),
+    (lambda: fit({'labels': problem().labels.at[5].set(3)}), 'label 3 of example 5'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
     (
       lambda: losing(jnp.zeros(()), {'confusion': jnp.ones((3, 3))}),
@@ -122,7 +122,7 @@ def batches():
     (lambda: fit(batches=problem().images), 'got ArrayImpl'),
     (lambda: fit(batches=[{'images': problem().images}]), 'pairs (inputs, labels), got dict'),
     (lambda: fit(batches=iter([{'x': problem().images}]), recipe=Recipe(steps=1)), 'got dict'),
-    (lambda: fit(batches=[(problem().images, problem().labels + 1)]), 'label 3 of image 2'),
+    (lambda: fit(batches=[(problem().images, problem().labels + 1)]), 'label 3 of example 2'),
     (lambda: fit(batches=(jnp.ones((4, 2)), np.arange(3))), '[[4, 2], [3]]'),
     (
       lambda: fit(batches=[problem().data], recipe=IN_PARTS),
