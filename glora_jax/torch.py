@@ -124,7 +124,7 @@ def adapt(
   - `rngs={'dropout': key}`: the key that dropout draws from, needed in training mode.
   - `mutable=['buffers']`: returns `(outputs, {'buffers': changed})` with the buffers that the call
     has changed, batch statistics for instance. In the variables, this collection replaces the
-    buffers of the module. Without it they stay unchanged.
+    buffers of the module. Without it, training mode raises UserError if the call changes some.
 
   Args:
     module: any module, which is not changed, unless `release` is set.
@@ -407,10 +407,15 @@ class Module:
       after = {name: tensors[name] for name in buffers}
       outputs = _as_pytree(self.__name__, outputs)
       outputs, after = jax.tree.map(environment.t2j_iso, (outputs, after))
-    if not mutable:
-      return outputs
     changed = {name: value for name, value in after.items() if value is not buffers[name]}
-    return outputs, {BUFFERS: changed}
+    if mutable:
+      return outputs, {BUFFERS: changed}
+    if train and changed:
+      raise UserError(
+        f'{self.__name__} changes {listed(sorted(changed))} in training mode, and the changes would '
+        "be lost. Pass mutable=['buffers'], and the call returns them after its outputs."
+      )
+    return outputs
 
   @contextlib.contextmanager
   def _restored(self) -> Generator[None]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -17,13 +18,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from glora_jax.checks import validate
+from glora_jax.checks import listed, validate
 from glora_jax.method.quantized import as_dequantized, is_quantized, split_quantized
 from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner
 from glora_jax.tree import KeyPath, by_name, differences, flatten, path_name, plain_path, replace
+
+log = logging.getLogger(__name__)
 
 STATISTICS = 'batch_stats'  # name of their collection among the variables
 
@@ -135,11 +138,13 @@ class Functional:
   Attributes:
     graphdef: the static part of the model.
     states: its parameters, its batch statistics, and all else.
+    repeated: the random streams of the model that a call has drawn from, which were warned of.
   """
 
   def __init__(self, model: nnx.Module):
     self.__name__ = type(model).__name__
     self.graphdef, *self.states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    self.repeated: set[str] = set()
 
   def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls the model with other parameters."""
@@ -161,10 +166,12 @@ class Functional:
   ) -> Any:
     """Calls a method of the model with the variables' parameters and statistics.
 
+    The log warns of random streams in the model that the call draws from.
+
     Raises:
-      ValueError: some state has a shape and no values.
+      ValueError: some state has a shape and no values, or the call updates batch statistics.
     """
-    model = self.merge(variables)
+    model, drawn = self.merge(variables), []
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
       if isinstance(leaf.get_value(), jax.ShapeDtypeStruct):
         raise ValueError(
@@ -172,7 +179,44 @@ class Functional:
           'nnx.eval_shape; pass parameters with values, and adapt a model whose other state has '
           'values.'
         )
-    return getattr(model, method)(*args, **kwargs)
+    for path, node in nnx.iter_graph(model):
+      if isinstance(node, nnx.BatchStat | nnx.RngCount):
+        name = path_name(plain_path(path))
+        node.set_metadata(
+          on_set_value=_OnUpdate(name, node.get_metadata('on_set_value', None), drawn)
+        )
+    outputs = getattr(model, method)(*args, **kwargs)
+    if new := sorted({*drawn} - self.repeated):
+      self.repeated.update(new)
+      log.warning(
+        'Dropout has the same mask in every call of a model from as_adapted, because its random '
+        'streams keep their values: %s. Call model.eval() before as_adapted, let the call accept a '
+        'key, or train the model with nnx.Optimizer.',
+        listed(new),
+      )
+    return outputs
+
+
+# A pure function drops what a call writes into the model. The values after a call do not show what
+# it wrote, since `nnx.jit` and `nnx.remat` return all of them anew. So the variables are asked: a
+# hook is called wherever the model sets one. It is compared by its path, or `nnx.jit` would trace
+# the model again in every call.
+@dataclasses.dataclass(frozen=True)
+class _OnUpdate:
+  """Hook of a variable: refuses new batch statistics, and notes that a random stream moves on."""
+
+  path: str
+  hook: Callable[[Any, Any], Any] | None  # the variable's own
+  drawn: list[str] = dataclasses.field(compare=False)
+
+  def __call__(self, variable: nnx.Variable, value: Any) -> Any:
+    if isinstance(variable, nnx.BatchStat):
+      raise ValueError(
+        f'This call updates the batch statistics {self.path}, and a model from as_adapted would '
+        'lose them. Call model.eval() before as_adapted, or train the model with nnx.Optimizer.'
+      )
+    self.drawn.append(self.path)
+    return value if self.hook is None else self.hook(variable, value)
 
 
 def nested(state: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 
 from glora_jax import mesh as meshes
-from glora_jax.checks import listed
 from glora_jax.files import Path
 from glora_jax.method import adapter_file, sharding
 from glora_jax.method.adapted import Adapted, Places, check_variables
@@ -30,7 +29,7 @@ from glora_jax.nnx.functional import STATISTICS, Functional, check_values, neste
 from glora_jax.nnx.owners import UNADAPTED, Unadapted, detach
 from glora_jax.nnx.places import by_paths
 from glora_jax.nnx.variables import Head
-from glora_jax.tree import flatten, get, path_name, plain_path, replace
+from glora_jax.tree import flatten, get, replace
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +143,9 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
 
   Args:
     model: an attached model; it is not changed. All its state but parameters and batch statistics
-      keeps its current values. The log warns of dropout, whose mask would be the same in every
-      call.
+      keeps its current values. The log warns of a call that draws from the model's own random
+      streams, since its dropout has the same mask each time. A call that updates batch statistics
+      raises ValueError, since the update would be lost.
 
   Returns:
     (adapted, variables): the variables have `params`, `glora` and, if there are any, `batch_stats`.
@@ -172,26 +172,6 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     >>> glora_jax.nnx.as_adapted(model)[0].count_params() <= 8
     True
   """
-  dropouts = [
-    path_name(plain_path(path))
-    for path, node in nnx.iter_graph(model)
-    if isinstance(node, nnx.Dropout | nnx.MultiHeadAttention)
-    and node.deterministic is False
-    and node.rngs is not None
-    and vars(node).get('rate') != 0
-  ]
-  if dropouts:
-    log.warning(
-      'Dropout has the same mask in every call of a model from as_adapted, because random streams '
-      'keep their values: %s. Call model.eval() before as_adapted, or train the model with '
-      'nnx.Optimizer.',
-      listed(dropouts),
-    )
-  return _as_adapted(model)
-
-
-def _as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
-  """`as_adapted` without its warning."""
   adapted, variables = _without_adapter(model)
   arrays: dict[str, Any] = {}
   for adapter in adapters(model):
@@ -286,7 +266,7 @@ def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
     >>> bool(jnp.allclose(another(x), model(x)))
     True
   """
-  adapted, variables = _as_adapted(model)
+  adapted, variables = as_adapted(model)
   genome = get_genome(model) if adapted.genome is None else None
   warn_if_base_changed(model)
   adapter_file.save_adapter(path, adapted, variables, genome, **metadata)

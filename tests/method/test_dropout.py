@@ -102,6 +102,7 @@ def test_layers_of_functions_drop(name, structure):
 
 def test_layers_of_an_attached_model_drop():
   model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure='lora:2')
+  model.eval()
   adapted, variables = glora_jax.nnx.as_adapted(model)
   trained = trained_variables(adapted, variables['params'])
   assert_drops(adapted, {**variables, **trained}, (normal(2, 6),), {})

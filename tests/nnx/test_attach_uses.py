@@ -83,17 +83,52 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   assert_array_equal(call(fixed, X), expected)
 
 
-def test_as_adapted_warns_of_dropout_whose_mask_would_stay_the_same(attached, caplog, tmp_path):
-  glora_nnx.as_adapted(attached)
-  attached.train()
-  glora_nnx.save_adapter(tmp_path / 'live.safetensors', attached)
+class Noisy(nnx.Module):
+  """Noise of its own random stream, without `nnx.Dropout`."""
+
+  def __init__(self):
+    self.linear = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+    self.stream, self.deterministic = nnx.Rngs(noise=1).noise, False
+
+  def __call__(self, x):
+    x = self.linear(x)
+    return x if self.deterministic else x + self.stream.normal(x.shape)
+
+
+@pytest.mark.parametrize('within', [nnx.jit, nnx.remat, lambda call: call])
+def test_a_pure_function_warns_once_of_random_streams_that_do_not_move_on(within, caplog):
+  class Model(Noisy):
+    __call__ = within(Noisy.__call__)
+
+  model = glora_nnx.attach(Model(), X, structure='lora:1')
+  model.eval()
+  adapted, values = glora_nnx.as_adapted(model)
+  adapted.apply(values, X)
   assert not caplog.messages
-  adapted, values = glora_nnx.as_adapted(attached)
-  assert 'the same mask' in caplog.text
-  assert ': dropout. Call model.eval()' in caplog.text
-  genome = live.get_genome(attached)
-  outputs = [adapted.apply(values, X, genome=genome) for _ in range(2)]
+  model.train()
+  adapted, values = glora_nnx.as_adapted(model)
+  outputs = [jax.jit(lambda x: adapted.apply(values, x))(X) for _ in range(2)]
   assert_array_equal(*outputs)
+  (message,) = caplog.messages
+  assert 'the same mask in every call' in message
+  assert ': stream/count. Call model.eval()' in message
+
+
+@pytest.mark.parametrize('within', [nnx.jit, nnx.remat, lambda call: call])
+def test_a_pure_function_refuses_a_call_whose_batch_statistics_would_be_lost(within, tmp_path):
+  class Model(LiveMlp):
+    __call__ = within(LiveMlp.__call__)
+
+  model = glora_nnx.attach(Model(), X, structure='lora:1')
+  model.train()
+  glora_nnx.save_adapter(tmp_path / 'adapter.safetensors', model)
+  adapted, values = glora_nnx.as_adapted(model)
+  data, recipe = (X, np.zeros(10, int)), glora_jax.Recipe(epochs=1, batch_size=5, warmup_epochs=0)
+  with pytest.raises(ValueError, match=r'statistics norm/(mean|var), and a model from as_adapted'):
+    glora_jax.fit(adapted, values, glora_jax.classification(), data, recipe, key=jax.random.key(0))
+  model.eval()
+  adapted, values = glora_nnx.as_adapted(model)
+  assert_allclose(adapted.apply(values, X), call(model, X), rtol=1e-5)
 
 
 def test_statistics_that_are_left_out_stay_as_they_are(attached):

@@ -54,6 +54,7 @@ def hooked(kernel):
 
 
 def score(given):
+  given.eval()
   adapted, values = glora_nnx.as_adapted(given)
   scorer = glora_jax.make_scorer(adapted, glora_jax.classification())
   return scorer(values, GENOME[None], (TOKENS, np.zeros(len(TOKENS), int)))

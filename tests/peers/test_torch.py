@@ -293,7 +293,7 @@ def test_statistics_of_batch_norm_are_those_of_pytorch():
   fresh = {'params': variables['params']}
   before = adapted.model.apply(fresh, images)
   train = {'train': True, 'rngs': {'dropout': jax.random.key(0)}}
-  adapted.apply(variables, images, **train)  # not mutable: nothing stays
+  assert_refused('changes 0.num_batches_tracked', adapted.apply, variables, images, **train)
   assert_trees_equal(adapted.model.buffers, start)
   assert adapted.apply(variables, images, mutable=['buffers'])[1] == {'buffers': {}}
   changed = {}
@@ -408,6 +408,17 @@ def test_dropout_draws_from_the_key_of_the_call_and_leaves_no_tracer():
   assert np.abs(first(jax.random.key(1)) - outputs).max() > 0.1
   assert torchax.default_env().prng_key is key_before
   assert_refused('rngs', adapted.apply, variables, X, train=True)
+
+
+def test_the_loss_of_classification_trains_a_module_with_dropout():
+  module = torch.nn.Sequential(
+    torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.ReLU(), torch.nn.Linear(4, 3)
+  )
+  adapted, variables = ready(module)
+  loss = glora_jax.classification(train=True)
+  forward, batch = glora_jax.Forward(adapted, variables), (X.numpy(), np.arange(len(X)) % 3)
+  losses = [float(loss(forward, batch, jax.random.key(seed))[0]) for seed in (0, 0, 1)]
+  assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_call_in_which_a_module_sets_attributes_leaves_no_tracer():

@@ -226,9 +226,9 @@ def test_several_keys_train_from_their_own_starts_and_give_a_list_of_variables()
 
 
 def of_nnx():
-  adapted, variables = glora_jax.nnx.as_adapted(
-    glora_jax.nnx.attach(LiveMlp(8), problem().images, structure='lora:2')
-  )
+  model = glora_jax.nnx.attach(LiveMlp(8), problem().images, structure='lora:2')
+  model.eval()
+  adapted, variables = glora_jax.nnx.as_adapted(model)
   return adapted, variables, problem().data, lambda forward, batch: forward(batch[0])
 
 
