@@ -1,4 +1,4 @@
-"""The memory of compiled programs, and the seconds that compiling them took.
+"""Compiled programs: how long they are kept, their memory, and the seconds that compiling took.
 
 The large programs of the library are wrapped by `reported`. Within `reporting_to`, their first call
 with arguments of new shapes is compiled ahead of time, since only a `jax.stages.Compiled` knows its
@@ -13,11 +13,47 @@ import contextvars
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar
 
 import jax
 
+Owner = TypeVar('Owner')
+P = ParamSpec('P')
+T = TypeVar('T')
+
 MEMORY = ('arguments', 'outputs', 'temporaries')  # kinds of memory
+
+
+class _Kept(dict):
+  """What an object keeps for the next call; a copy of the object, or a pickled one, has nothing."""
+
+  def __reduce__(self) -> tuple:
+    return _Kept, ()
+
+
+# A function that returns a compiled program must return the same one in the next call, or JAX
+# compiles it again. A cache of the module's would keep the last model alive, with all its arrays,
+# since the program refers to it. So the first argument keeps the result: they are freed together
+# (tests/training/test_fit.py). It is only the last result, because a loss may hold large arrays.
+def keep_last(
+  function: Callable[Concatenate[Owner, P], T],
+) -> Callable[Concatenate[Owner, P], T]:
+  """Returns the function with its last result kept by its first argument, for an equal call."""
+  name = f'_last_{function.__name__}'
+
+  @functools.wraps(function)
+  def call(owner: Owner, *args: P.args, **kwargs: P.kwargs) -> T:
+    key = owner, args, tuple(kwargs.items())
+    try:
+      kept = vars(owner)
+      hash(key)
+    except TypeError:  # a user's object without attributes, or with a `__call__` and no hash
+      return function(owner, *args, **kwargs)
+    if key not in kept.get(name, ()):
+      kept[name] = _Kept({key: function(owner, *args, **kwargs)})
+    return kept[name][key]
+
+  return call
 
 
 class Compilation(TypedDict):

@@ -412,8 +412,8 @@ class Module:
       return outputs, {BUFFERS: changed}
     if train and changed:
       raise UserError(
-        f'{self.__name__} changes {listed(sorted(changed))} in training mode, and the changes would '
-        "be lost. Pass mutable=['buffers'], and the call returns them after its outputs."
+        f'{self.__name__} changes {listed(sorted(changed))} in training mode, which would be lost. '
+        "Pass mutable=['buffers'], and the call returns them after its outputs."
       )
     return outputs
 

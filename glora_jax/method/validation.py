@@ -126,6 +126,41 @@ def as_data(data: Any) -> Any:
   return data
 
 
+def as_batch(batch: Any) -> Any:
+  """A batch of NumPy or JAX arrays.
+
+  Args:
+    batch: tree of arrays [batch, ...]; a list of numbers in it counts as an array.
+
+  Raises:
+    TypeError: it has leaves that are not arrays of numbers.
+    ValueError: the arrays have different lengths, or there are no examples.
+  """
+  arrays = to_arrays(batch, _are_numbers)
+  size_of(arrays)
+  return arrays
+
+
+def _are_numbers(node: Any) -> bool:
+  """Whether a node is a list of numbers, or a list of lists of numbers."""
+  return isinstance(node, list) and all(
+    isinstance(leaf, bool | int | float) for leaf in jax.tree.leaves(node)
+  )
+
+
+def check_list_of_batches(batches: Any) -> None:
+  """Raises ValueError for a list that is empty, or that looks like a data set."""
+  if not isinstance(batches, list):
+    return
+  if not batches:
+    raise ValueError('There are no batches; pass at least one.')
+  if len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
+    raise ValueError(
+      'The arrays of the list of batches differ in their number of axes; if they are a data set, '
+      'pass them as a tuple.'
+    )
+
+
 def to_arrays(tree: Any, is_array: Callable[[Any], bool]) -> Any:
   """A tree whose leaves are NumPy or JAX arrays; tensors of other libraries become NumPy's.
 

@@ -25,7 +25,7 @@ from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.draws import check_budget
 from glora_jax.method.groups import Group
 from glora_jax.method.sample import check_key
-from glora_jax.method.validation import check_only_arrays
+from glora_jax.method.validation import check_list_of_batches, check_only_arrays, is_data
 from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose, require_something, trace_curve
 from glora_jax.search.errors import NoGradientError
@@ -81,8 +81,9 @@ def allocate(
       random head the scores are unreliable. Gradients are computed at the base model with this
       head.
     loss: `loss(forward, batch, key)`, see `fit`; metrics are not used.
-    batches: the batches, trees of arrays; each is read once. Each shape is compiled separately, so
-      use one. Eight or more show how much of the gradient is noise.
+    batches: a list or another iterable of batches, trees of arrays [batch, ...], as in `fit`; a
+      data set must be cut into batches first. Each is read once. Each shape is compiled separately,
+      so use one. Eight or more show how much of the gradient is noise.
     budget: maximum number of trained parameters, without heads; None for the knee of the curve of
       score by budget.
     key: random key.
@@ -136,7 +137,7 @@ def allocate(
     require_mesh(mesh)
   check_key(key)
   _check_model(adapted, variables, loss)
-  validate(batches, Iterable, 'batches')
+  _check_batches(batches)
   budget = check_budget(budget)
   require_something(adapted.spec, budget)
   ranks = min(max_rank, max(max(layer.space.ranks) for layer in adapted.spec))
@@ -228,6 +229,17 @@ def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) ->
     100 * weight,
   )
   return weight
+
+
+def _check_batches(batches: Any) -> None:
+  """Checks that these are batches, and not a data set that `fit` would cut into batches."""
+  if is_data(batches) or hasattr(batches, 'batches'):
+    raise ValueError(
+      f'batches is a data set ({type(batches).__name__}), but allocate needs it cut into batches: '
+      'pass a list, such as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)].'
+    )
+  validate(batches, Iterable, 'batches')
+  check_list_of_batches(batches)
 
 
 def _check_model(adapted: Any, variables: Any, loss: Any) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.compiling import reported
+from glora_jax.compiling import keep_last, reported
 from glora_jax.mesh import options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.adapter import COLLECTION
@@ -28,7 +28,7 @@ from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
-from glora_jax.method.validation import check_only_arrays
+from glora_jax.method.validation import as_batch
 from glora_jax.progress import progress_bar
 from glora_jax.search.errors import NonFiniteError
 from glora_jax.search.taps import (
@@ -47,6 +47,87 @@ Mean = dict[str, Products]  # products of the mean gradient in float64, by site
 
 # Columns of the right probe: 4 for each direction that is wanted, and 8 more.
 _COLUMNS_PER_DIRECTION, _MORE_COLUMNS = 4, 8
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+  """What a batch's gradient is computed with; no arrays, so that its program can be kept.
+
+  Attributes:
+    adapted: the adapted model.
+    loss: see `fit`.
+    mesh: devices that every batch is split over; None for one device.
+  """
+
+  adapted: Adapted
+  loss: Loss
+  mesh: jax.sharding.Mesh | None
+
+  @property
+  def groups(self) -> list[Group]:
+    """The layers that have a choice: all but chosen rows of tables."""
+    return [group for group in self.adapted.places.groups if not group.ids]
+
+  @functools.cached_property
+  def program(self) -> Any:
+    """The compiled `(sums, probes, variables, batch, key) -> (sums, (loss, is finite, norm))`."""
+    program = jax.jit(
+      self.add_batch,
+      donate_argnums=0,
+      out_shardings=None if self.mesh is None else replicated(self.mesh),
+      compiler_options=options_of_one_pass(),
+    )
+    return reported('gradient', program)
+
+  def add_batch(self, total, probes, variables, batch, key):
+    """The sums with a batch's gradient, and (its loss, whether all is finite, its norm)."""
+    products = self.init_products(variables['params'], probes)
+    take_gradient = jax.value_and_grad(self._batch_loss)
+    loss, gradient = take_gradient(products, probes, variables, batch, key)
+    gradient = jax.tree.map(lambda part: part.astype(jnp.float32), gradient)
+    leaves = jax.tree.leaves(gradient)
+    finite = jnp.stack([jnp.isfinite(part).all() for part in leaves]).all()
+    # Scaled, since the square of a float32 is 0 or infinite long before the number is.
+    largest = jnp.stack([jnp.abs(part).max() for part in leaves]).max()
+    scaled = jax.tree.map(lambda part: part / jnp.where(largest, largest, 1), gradient)
+    norm = largest * jnp.sqrt(self.square(scaled))
+    return jax.tree.map(jnp.add, total, gradient), (loss, finite, norm)
+
+  def _batch_loss(self, products, probes, variables, batch, key):
+    params, needs_interceptor = variables['params'], False
+    can_intercept = isinstance(self.adapted.model, nn.Module)
+    for site, site_probes in self.sites(probes):
+      params, is_inside = insert_tap(params, site, products[site.name], site_probes, can_intercept)
+      needs_interceptor |= is_inside
+    forward = _Base(self.adapted, {**variables, 'params': params})
+    # Not without need: an interceptor slows down tracing.
+    with nn.intercept_methods(intercept) if needs_interceptor else nullcontext():
+      return loss_and_metrics(self.loss(forward, batch, key))[0]
+
+  def init_products(self, params: Any, probes: Any) -> dict[str, Products]:
+    """The arrays that the loss is differentiated with respect to, by site."""
+    return {site.name: init_products(params, site, parts) for site, parts in self.sites(probes)}
+
+  def sites(self, probes: Mapping[str, Probes]) -> Iterator[tuple[Site, Probes]]:
+    """Every site with its part of its group's probes."""
+    for group in self.groups:
+      yield from split_probes(group, probes[group.name])
+
+  def square(self, products: Mapping[str, Products]) -> Any:
+    """The squared gradient of all kernels, estimated from the left sketches.
+
+    These are the gradient's projections on random orthonormal columns, `width` of `in` dimensions,
+    which have width / in of its square on average.
+    """
+    return sum(
+      group.in_features / left.shape[-2] * (left * left).sum()
+      for group in self.groups
+      for site in group.members
+      for left in [products[site.name].kernel.left]
+    )
+
+
+_kept_gradient = keep_last(Gradient)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +150,11 @@ class Pass:
   key: jax.Array
   mesh: jax.sharding.Mesh | None = None
 
+  @functools.cached_property
+  def gradient(self) -> Gradient:
+    """The gradient of a batch; the same one, with its program, as in the last pass like this."""
+    return _kept_gradient(self.adapted, self.loss, self.mesh)
+
   def run(self, batches: Iterable[Any], progress: bool = True) -> tuple[Mean, float | None]:
     """The mean gradient of the batches, and its signal.
 
@@ -87,10 +173,9 @@ class Pass:
     fixed, measured = settle(self.mesh, fixed), []
     bar = progress_bar(batches, 'gradient', unit='batch', wanted=progress)
     for number, batch in enumerate(bar):
-      check_only_arrays(f'arrays of batch {number}', batch)
-      key = jax.random.fold_in(self.key, number)
-      arguments = total, probes, fixed, split_rows(self.mesh, batch), key
-      total, of_batch = self.program(*arguments)
+      key, arrays = jax.random.fold_in(self.key, number), as_batch(batch)
+      arguments = total, probes, fixed, split_rows(self.mesh, arrays), key
+      total, of_batch = self.gradient.program(*arguments)
       measured.append(of_batch)
       jax.block_until_ready(measured[-2:-1])  # no more than two batches wait for the device
     if not measured:
@@ -101,73 +186,23 @@ class Pass:
     mean = jax.tree.map(lambda part: np.asarray(part, np.float64) / count, jax.device_get(total))
     return mean, self._signal(mean, norms**2)
 
-  @property
-  def groups(self) -> list[Group]:
-    """The layers that have a choice: all but chosen rows of tables."""
-    return [group for group in self.adapted.places.groups if not group.ids]
-
   def readers(self, mean: Mean) -> Iterator[tuple[Group, Callable[[int], LayerGradients]]]:
     """Every group with a choice, and a function that returns the gradients of its n-th layer."""
-    for group in self.groups:
+    for group in self.gradient.groups:
       yield group, _reader(group, self.variables['params'], mean, self.probes[group.name])
 
   @functools.cached_property
   def probes(self) -> dict[str, Probes]:
     """The probes of every group's kernels."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
-    return {group.name: _draw_probes(group, self.max_rank, rng) for group in self.groups}
+    return {group.name: _draw_probes(group, self.max_rank, rng) for group in self.gradient.groups}
 
   def start(self) -> tuple[Any, ...]:
     """(sums of the products, probes, all variables but the adapter) before the first batch."""
     fixed = {name: value for name, value in self.variables.items() if name != COLLECTION}
-    shapes = jax.eval_shape(self._init_products, fixed['params'], self.probes)
+    shapes = jax.eval_shape(self.gradient.init_products, fixed['params'], self.probes)
     zeros = jax.tree.map(lambda part: np.zeros(part.shape, np.float32), shapes)
     return zeros, self.probes, fixed
-
-  @functools.cached_property
-  def program(self) -> Any:
-    """The compiled `(sums, probes, variables, batch, key) -> (sums, (loss, is finite, norm))`."""
-    program = jax.jit(
-      self._add_batch,
-      donate_argnums=0,
-      out_shardings=None if self.mesh is None else replicated(self.mesh),
-      compiler_options=options_of_one_pass(),
-    )
-    return reported('gradient', program)
-
-  def _add_batch(self, total, probes, variables, batch, key):
-    """The sums with a batch's gradient, and (its loss, whether all is finite, its norm)."""
-    products = self._init_products(variables['params'], probes)
-    take_gradient = jax.value_and_grad(self._batch_loss)
-    loss, gradient = take_gradient(products, probes, variables, batch, key)
-    gradient = jax.tree.map(lambda part: part.astype(jnp.float32), gradient)
-    leaves = jax.tree.leaves(gradient)
-    finite = jnp.stack([jnp.isfinite(part).all() for part in leaves]).all()
-    # Scaled, since the square of a float32 is 0 or infinite long before the number is.
-    largest = jnp.stack([jnp.abs(part).max() for part in leaves]).max()
-    scaled = jax.tree.map(lambda part: part / jnp.where(largest, largest, 1), gradient)
-    norm = largest * jnp.sqrt(self._square(scaled))
-    return jax.tree.map(jnp.add, total, gradient), (loss, finite, norm)
-
-  def _batch_loss(self, products, probes, variables, batch, key):
-    params, needs_interceptor = variables['params'], False
-    can_intercept = isinstance(self.adapted.model, nn.Module)
-    for site, site_probes in self._sites(probes):
-      params, is_inside = insert_tap(params, site, products[site.name], site_probes, can_intercept)
-      needs_interceptor |= is_inside
-    forward = _Base(self.adapted, {**variables, 'params': params})
-    # Not without need: an interceptor slows down tracing.
-    with nn.intercept_methods(intercept) if needs_interceptor else nullcontext():
-      return loss_and_metrics(self.loss(forward, batch, key))[0]
-
-  def _init_products(self, params: Any, probes: Any) -> dict[str, Products]:
-    """The arrays that the loss is differentiated with respect to, by site."""
-    return {site.name: init_products(params, site, parts) for site, parts in self._sites(probes)}
-
-  def _sites(self, probes: Mapping[str, Probes]) -> Iterator[tuple[Site, Probes]]:
-    """Every site with its part of its group's probes."""
-    for group in self.groups:
-      yield from split_probes(group, probes[group.name])
 
   def _signal(self, mean: Mean, squares: np.ndarray) -> float | None:
     """The share of the squared mean gradient that is not noise, given each batch's `squares`.
@@ -176,23 +211,10 @@ class Pass:
     and that of the mean over n batches S + N / n. Both are measured; this is S relative to the
     latter.
     """
-    count, square = len(squares), float(self._square(mean))
+    count, square = len(squares), float(self.gradient.square(mean))
     if count == 1:
       return None
     return 1 - (squares.mean() / square - 1) / (count - 1) if square else 0.0
-
-  def _square(self, products: Mapping[str, Products]) -> Any:
-    """The squared gradient of all kernels, estimated from the left sketches.
-
-    These are the gradient's projections on random orthonormal columns, `width` of `in` dimensions,
-    which have width / in of its square on average.
-    """
-    return sum(
-      group.in_features / left.shape[-2] * (left * left).sum()
-      for group in self.groups
-      for site in group.members
-      for left in [products[site.name].kernel.left]
-    )
 
 
 class _Base(Forward):

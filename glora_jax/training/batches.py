@@ -22,7 +22,13 @@ import numpy as np
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown
-from glora_jax.method.validation import as_data, is_data, size_of, to_arrays
+from glora_jax.method.validation import (
+  as_batch,
+  as_data,
+  check_list_of_batches,
+  is_data,
+  size_of,
+)
 
 # Maximum number of steps of a compiled call whose batches are not on the device yet. While it runs,
 # those of the next call are read and sent.
@@ -88,22 +94,8 @@ def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = Non
       f'batches={shown(batches)} must be a data set (an array, or a tuple or dictionary of '
       'arrays), an iterable of batches, or an object with batches(indices).'
     )
-  if isinstance(batches, list):
-    if not batches:
-      raise ValueError('There are no batches; pass at least one.')
-    if len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
-      raise ValueError(
-        'The arrays of the list of batches differ in their number of axes; if they are a data set, '
-        'pass them as a tuple.'
-      )
+  check_list_of_batches(batches)
   return Loader(batches, parts)
-
-
-def _are_numbers(node: Any) -> bool:
-  """Whether a node is a list of numbers, or a list of lists of numbers."""
-  return isinstance(node, list) and all(
-    isinstance(leaf, bool | int | float) for leaf in jax.tree.leaves(node)
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +228,7 @@ class Loader:
       first_size, number = None, 0
       for batch in self.batches:
         number += 1
-        arrays = to_arrays(batch, _are_numbers)
+        arrays = as_batch(batch)
         size = size_of(arrays)
         if size % self.parts:
           raise ValueError(

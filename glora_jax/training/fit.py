@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from glora_jax.checks import validate
+from glora_jax.compiling import keep_last
 from glora_jax.mesh import device_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Forward, Loss, check_data
@@ -20,7 +21,6 @@ from glora_jax.training.loop import (
   NonFiniteLossError,
   TrainState,
   are_several,
-  keep_last,
   minimize,
 )
 from glora_jax.training.recipe import Recipe
@@ -235,6 +235,12 @@ def split_starts(adapted: Adapted, starts: Sequence[Any]) -> tuple[Any, Any]:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trainable), frozen[0]
 
 
+@keep_last
+def _without_choices(adapted: Adapted) -> Adapted:
+  """The adapted model with its smallest structure."""
+  return adapted.fix(smallest_genome(adapted.spec))
+
+
 def linear_probe(
   adapted: Adapted,
   variables: Any,
@@ -295,7 +301,7 @@ def linear_probe(
       'The adapted model has no head (heads=None), so a linear probe has nothing to train; pass '
       'heads= to adapt.'
     )
-  probe = adapted.fix(smallest_genome(adapted.spec))
+  probe = _without_choices(adapted)
   trainable, frozen = probe.split(variables, adapter=False)
   state = minimize(
     step_loss(probe, loss),

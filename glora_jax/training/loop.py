@@ -12,7 +12,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import optax
 
 from glora_jax import mesh as meshes
 from glora_jax.checks import shown, validate
-from glora_jax.compiling import reported
+from glora_jax.compiling import keep_last, reported
 from glora_jax.method.forward import loss_and_metrics
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import check_only_arrays
@@ -32,9 +32,6 @@ from glora_jax.training.recipe import Recipe, warn_of_rounding
 from glora_jax.tree import by_name, differences, flatten, join
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec('P')
-T = TypeVar('T')
 
 Metrics = dict[str, jax.Array]
 # (trainable, frozen, batch, key) -> loss, or (loss, metrics), all scalars.
@@ -169,24 +166,6 @@ def make_step(
   return step_fn
 
 
-# A training that follows one of the same loss and optimizer, with other data, starts or keys, runs
-# the program that is compiled already: `step_loss` and `_optimizer` return the same functions. Only
-# the last ones are kept, because a loss may hold large arrays (tests/training/test_fit.py).
-def keep_last(function: Callable[P, T]) -> Callable[P, T]:
-  """Returns the function with a cache of its last call."""
-  cached = functools.lru_cache(maxsize=1)(function)
-
-  @functools.wraps(function)
-  def call(*args: P.args, **kwargs: P.kwargs) -> T:
-    try:
-      hash((args, *kwargs.items()))
-    except TypeError:  # a user's object with a `__call__`, for instance
-      return function(*args, **kwargs)
-    return cached(*args, **kwargs)
-
-  return call
-
-
 @keep_last
 def make_steps(
   loss_fn: LossFn,
@@ -242,7 +221,8 @@ def make_steps(
   return steps
 
 
-_optimizer = keep_last(Recipe.optimizer)
+# Equal recipes have the same optimizer, so that `make_steps` returns the steps that it has made.
+_optimizer = functools.lru_cache(maxsize=16)(Recipe.optimizer)
 
 
 def initial_state(

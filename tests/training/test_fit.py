@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import gc
+import weakref
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -178,23 +180,51 @@ def test_a_loss_may_be_an_object_that_has_no_hash():
   glora_jax.fit(*arguments, key=jax.random.key(0), progress=False)
 
 
-def test_a_training_of_the_same_loss_and_recipe_on_other_data_is_not_traced_again():
+def probe_and_allocate(adapted, variables, loss, data, key):
+  """What comes before a training: a linear probe, then a structure from one gradient."""
+  recipe = glora_jax.Recipe(epochs=2, batch_size=6, warmup_epochs=1)
+  quiet = {'key': key, 'progress': False}
+  variables = glora_jax.linear_probe(adapted, variables, loss, data, recipe, **quiet)
+  batches = [tuple(rows[i : i + 6] for rows in data) for i in (0, 6)]
+  return glora_jax.allocate(adapted, variables, loss, batches, budget=60, **quiet).variables
+
+
+def train(adapted, variables, loss, data, key):
+  recipe = glora_jax.Recipe(epochs=2, batch_size=6, warmup_epochs=1)
+  return glora_jax.fit(adapted, variables, loss, data, recipe, key=key, progress=False).variables
+
+
+@pytest.mark.parametrize('call', [train, probe_and_allocate])
+def test_what_is_trained_again_with_other_data_is_not_traced_again(call):
   traced = []
 
   def loss(forward, batch, key):
     traced.append(batch)
     return squares(forward, batch, key)
 
-  adapted, (images, labels) = problem().adapted.fix('lora:2'), problem().data
+  adapted, variables, images, labels = problem()
   results, counts = [], []
   for seed, data in enumerate(((images, labels), (images + 1, labels))):
-    recipe, key = glora_jax.Recipe(epochs=2, batch_size=6, warmup_epochs=1), jax.random.key(seed)
-    variables = problem().variables
-    state = glora_jax.fit(adapted, variables, loss, data, recipe, key=key, progress=False)
-    results.append(vector(state.trainable))
+    results.append(vector(call(adapted, variables, loss, data, jax.random.key(seed))))
     counts.append(len(traced))
   assert counts[0] == counts[1]
   assert not np.array_equal(*results)
+
+
+@pytest.mark.parametrize('call', [train, probe_and_allocate])
+def test_a_model_is_freed_when_nobody_holds_it(call):
+  """With the programs that were compiled for it; that of an NNX model holds its base."""
+
+  def kernel_of_a_trained_model():
+    model = glora_jax.nnx.attach(LiveMlp(8), problem().images)
+    model.eval()
+    adapted, variables = glora_jax.nnx.as_adapted(model)
+    call(adapted, variables, glora_jax.classification(), problem().data, KEY)
+    return weakref.ref(variables['params']['fc']['kernel'])
+
+  kernel = kernel_of_a_trained_model()
+  gc.collect()
+  assert kernel() is None
 
 
 def test_paths_of_a_step_each_have_their_structure_their_examples_and_their_randomness():
