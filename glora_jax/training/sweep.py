@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.checks import shown, validate
+from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Loss
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_data, size_of
+from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.fit import Sample, fit
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 from glora_jax.training.recipe import Recipe
@@ -68,7 +71,10 @@ def sweep(
   key: jax.Array,
   side_by_side: bool = False,
   sample: Sample | None = None,
+  save: Path | None = None,
+  on_rate: Callable[[float, float], None] | None = None,
   steps_per_dispatch: int = 50,
+  on_dispatch: Callable[[TrainState, dict[str, Any]], None] | None = None,
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Sweep:
@@ -94,7 +100,13 @@ def sweep(
       small trainings cost little more than one, but each needs its memory. Otherwise they are
       trained one after the other, and only the best variables are kept.
     sample: see `fit`.
+    save: path of a folder that keeps the losses of the rates that are done, and the best trained
+      arrays. The same call with it continues after the last of them, if it was interrupted. None
+      saves nothing, and must be None if `side_by_side`.
+    on_rate: called with each rate and its validation loss (infinite if it diverged), to print or
+      log them.
     steps_per_dispatch: see `fit`.
+    on_dispatch: see `fit`; it is called for the training of every rate.
     progress: whether to show a bar.
     mesh: devices; see `fit`. None if `side_by_side`.
 
@@ -104,7 +116,8 @@ def sweep(
   Raises:
     TypeError: the validation loss is not a number, or as in `fit`.
     ValueError: the rates are not ascending numbers above 0, `batches` is an iterator, no validation
-      loss is finite, or as in `fit`.
+      loss is finite, `save` has a sweep of other rates or another structure, or as in `fit`.
+    OSError: `save` cannot be written.
 
   Example:
     >>> import flax.linen as nn
@@ -135,16 +148,9 @@ def sweep(
     1.0
   """
   validate(validation_loss, Callable, 'validation_loss')
-  rates = validate(rates, list[float], 'rates', above=0)
-  if not rates or rates != sorted(set(rates)):
-    raise ValueError(f'rates={shown(rates)} must be one or more numbers in ascending order.')
+  rates = _checked_rates(rates, batches, save, side_by_side)
   check_key(key)
   validate(recipe, Recipe, 'recipe')
-  if isinstance(batches, Iterator):
-    raise ValueError(
-      'batches is an iterator, which is empty after the first rate; pass a list or another '
-      'iterable that starts anew for each.'
-    )
 
   # A schedule is part of the compiled steps, so other recipes would be compiled anew. One recipe's
   # steps with the rate as an argument are compiled once, see `test_sweep.py`.
@@ -159,12 +165,13 @@ def sweep(
       sample=sample,
       rates=np.divide(rates, recipe.learning_rate),
       steps_per_dispatch=steps_per_dispatch,
+      on_dispatch=on_dispatch,
       title='rate ' + ' '.join(f'{rate:.3g}' for rate in np.atleast_1d(rates)),
       progress=progress,
       mesh=mesh,
     )
 
-  def in_turn() -> Iterator[Any]:
+  def in_turn(rates: list[float]) -> Iterator[Any]:
     for rate in rates:
       try:
         yield train(variables, key, rate).variables
@@ -177,7 +184,17 @@ def sweep(
     for step, trained in zip(state.step, state.variables, strict=True):
       yield trained if step == num_steps else None
 
-  losses, trained = _losses_and_best(at_once() if side_by_side else in_turn(), validation_loss)
+  with _saved(save, adapted, variables, rates) as (losses, trained, write):
+
+    def note(losses: list[float], best: Any) -> None:
+      rate = rates[len(losses) - 1]
+      log.info('learning rate %.3g: validation loss %.5g', rate, losses[-1])
+      write(losses, best)
+      if on_rate is not None:
+        on_rate(rate, losses[-1])
+
+    runs = at_once() if side_by_side else in_turn(rates[len(losses) :])
+    losses, trained = _losses_and_best(runs, validation_loss, losses, trained, note)
   if trained is None:
     raise ValueError(
       f'No validation loss is finite at rates={shown(rates)}; lower the rates, or check the '
@@ -188,17 +205,93 @@ def sweep(
   return Sweep(np.array(rates), np.array(losses), recipe.with_rate(rates[best]), trained)
 
 
-def _losses_and_best(runs: Iterator[Any], validation_loss: Callable) -> tuple[list[float], Any]:
-  """The validation loss of each run, infinite if it diverged (None), and the best variables."""
-  losses, best = [], None
+def _checked_rates(rates: Any, batches: Any, save: Path | None, side_by_side: bool) -> list[float]:
+  """The rates as a list; for the errors see `sweep`."""
+  rates = validate(rates, list[float], 'rates', above=0)
+  if not rates or rates != sorted(set(rates)):
+    raise ValueError(f'rates={shown(rates)} must be one or more numbers in ascending order.')
+  if side_by_side and save is not None:
+    raise ValueError(
+      'Rates side by side end together, so there is nothing to save; leave save out.'
+    )
+  if isinstance(batches, Iterator):
+    raise ValueError(
+      'batches is an iterator, which is empty after the first rate; pass a list or another '
+      'iterable that starts anew for each.'
+    )
+  return rates
+
+
+def _losses_and_best(
+  runs: Iterator[Any],
+  validation_loss: Callable[[Any], Any],
+  losses: list[float],
+  best: Any,
+  note: Callable[[list[float], Any], None],
+) -> tuple[list[float], Any]:
+  """The validation loss of each run, infinite if it diverged (None), and the best variables.
+
+  Args:
+    runs: variables of the runs that are left.
+    validation_loss: see `sweep`.
+    losses: those of the runs before them.
+    best: the best variables so far.
+    note: called after each run with the losses and the best variables so far.
+  """
   for variables in runs:
     loss = math.inf if variables is None else float(validation_loss(variables))
     loss = loss if math.isfinite(loss) else math.inf
     if loss < min(losses, default=math.inf):
       best = variables
-    losses.append(loss)
+    losses = [*losses, loss]
     del variables  # its memory is for the next run
+    note(losses, best)
   return losses, best
+
+
+@contextlib.contextmanager
+def _saved(
+  folder: Path | None, adapted: Adapted, variables: Any, rates: list[float]
+) -> Generator[tuple[list[float], Any, Callable[[list[float], Any], None]]]:
+  """The losses and the best variables of the rates that are done, and a function to save them."""
+  if folder is None:
+    yield [], None, lambda losses, best: None
+    return
+  with TrainingCheckpoints(folder) as checkpoints:
+
+    def write(losses: list[float], best: Any) -> None:
+      checkpoints.save(_state(adapted, variables if best is None else best, rates, losses))
+
+    yield *_read(checkpoints, adapted, variables, rates), write
+
+
+def _state(adapted: Adapted, best: Any, rates: list[float], losses: list[float]) -> TrainState:
+  """The state of a sweep: its step counts the rates that are done, the best arrays are theirs."""
+  numbers = np.array([rates, [*losses, *[math.nan] * (len(rates) - len(losses))]])
+  # As the bits of float64, since JAX would round them to float32.
+  return TrainState(adapted.split(best)[0], numbers.view(np.uint32), len(losses))
+
+
+def _read(
+  checkpoints: TrainingCheckpoints, adapted: Adapted, variables: Any, rates: list[float]
+) -> tuple[list[float], Any]:
+  """The losses and the best variables of the rates that were done before an interruption.
+
+  Raises:
+    ValueError: they are of a sweep of other rates, or of another structure.
+  """
+  state = checkpoints.latest(_state(adapted, variables, rates, []))
+  if state is None:
+    return [], None
+  saved, losses = np.asarray(state.opt_state).view(np.float64)
+  if saved.tolist() != rates:
+    raise ValueError(
+      f'rates={shown(rates)} are not those of the sweep that was saved ({shown(saved.tolist())}); '
+      'pass these, or another folder.'
+    )
+  losses = losses[: state.step].tolist()
+  has_best = np.isfinite(losses).any()
+  return losses, adapted.join(state.trainable, adapted.split(variables)[1]) if has_best else None
 
 
 def _warn_of_end(rates: list[float], best: int) -> None:

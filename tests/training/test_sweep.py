@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from comparing import assert_refused, vector
-from numpy.testing import assert_allclose
+from comparing import assert_refused, assert_trees_equal, vector
+from numpy.testing import assert_allclose, assert_array_equal
 from tiny import Stream, problem
 
 import glora_jax
@@ -94,6 +94,39 @@ def test_the_rates_beyond_are_named_if_the_best_is_at_an_end(losses, rates, capl
   sweep([0.001, 0.01, 0.02][::1], validation_loss=lambda _: next(values))
   assert rates in caplog.text
   assert bool(caplog.text) == bool(rates)
+
+
+class Killed(BaseException):
+  """In place of a signal."""
+
+
+@pytest.mark.parametrize('worst', [0, 2])
+def test_a_sweep_that_is_killed_goes_on_after_the_last_rate_and_ends_alike(worst, tmp_path):
+  """Also if the best rate is one that was done before, and the losses are no float32."""
+  validated = []
+
+  def loss_of(variables):
+    validated.append(variables)
+    return abs(float(validation_loss(variables)) - (worst - 1)) / 3
+
+  whole, told = sweep(validation_loss=loss_of), []
+  assert len(validated) == 3
+
+  def kill(rate, loss):
+    told.append((rate, loss))
+    if rate == RATES[1]:
+      raise Killed
+
+  with pytest.raises(Killed):
+    sweep(validation_loss=loss_of, save=tmp_path, on_rate=kill)
+  found = sweep(validation_loss=loss_of, save=tmp_path, on_rate=lambda *pair: told.append(pair))
+  assert len(validated) == 6
+  assert told == [*zip(RATES, whole.losses, strict=True)]
+  assert_array_equal(found.losses, whole.losses)
+  assert found.recipe == whole.recipe
+  assert_trees_equal(found.variables, whole.variables)
+  assert_refused('rates=[0.002, 0.02, 0.2]', sweep, [0.002, 0.02, 0.2], save=tmp_path)
+  assert_refused('leave save out', sweep, save=tmp_path, side_by_side=True)
 
 
 def test_nan_counts_as_diverged():
