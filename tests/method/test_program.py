@@ -90,7 +90,19 @@ def selected(params, x):
   return x + (jnp.tanh(x[:, None] @ layers['up']) @ layers['down'])[:, 0]
 
 
-FUNCTIONS = [scanned, computed_again, counted, chosen, repeated, handed_on, turned, selected]
+MESH = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def constrained(params, x):
+  """A model that says how its weights are sharded, as Linen's boxed parameters do under a mesh."""
+  sharding = jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec(None, None, 'fsdp'))
+  return scanned(jax.lax.with_sharding_constraint(params, sharding), x)
+
+
+FUNCTIONS = [
+  *(scanned, computed_again, counted, chosen, repeated),
+  *(handed_on, turned, selected, constrained),
+]
 
 
 @functools.cache
@@ -182,9 +194,6 @@ def of_unknown_length(params, x):
     return (state[0] < 5) & (jnp.abs(state[1] @ first['up']).max() > 1e-3)
 
   return jax.lax.while_loop(goes_on, lambda s: (s[0] + 1, block(s[1], first)), (0, x))[1]
-
-
-MESH = jax.make_mesh((1, 1), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
 def gathered(function):
