@@ -139,7 +139,7 @@ def allocation(run: Context) -> Program:
   )
   images = Shape((batch_size, size, size, 3), jnp.uint8)
   batch = meshes.split_rows(run.mesh, (images, Shape((batch_size,), jnp.int32)))
-  return found.program, (*found.start(), batch, KEY)
+  return found.gradient.program, (*found.start(), batch, KEY)
 
 
 def evaluation(run: Context) -> Program:
