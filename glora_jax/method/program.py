@@ -41,7 +41,8 @@ from glora_jax.method.trace.events import parts_of_scan
 from glora_jax.method.trace.primitives import move_axes, selection
 from glora_jax.method.trace.view import Atom
 
-CALLS = ('jit', 'pjit')  # primitives that do no more than call a jaxpr
+# Primitives that do no more than call a jaxpr, and the parameter that has it.
+_CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr'}
 
 
 def call(
@@ -174,8 +175,8 @@ class _Interpreter:
     name = equation.primitive.name
     if not any(map(is_deferred, values)):
       return _evaluate_arrays(equation, values)
-    if name in (*CALLS, 'closed_call'):
-      return self._run(equation.params['jaxpr'], values)
+    if name in _CALLS:
+      return self._run(equation.params[_CALLS[name]], values)
     if name in _CONTROL:
       return _CONTROL[name](self, equation, values)
     moved = _move(equation, *values)

@@ -99,6 +99,12 @@ def constrained(params, x):
   return scanned(jax.lax.with_sharding_constraint(params, sharding), x)
 
 
+def forces(params, x):
+  """A gradient through a checkpointed scan, which JAX makes a `closed_call` of."""
+  energy = jax.checkpoint(lambda x: jnp.square(scanned(params, x)).sum(), policy=EVERYTHING)
+  return jax.grad(energy)(x)
+
+
 FUNCTIONS = [
   *(scanned, computed_again, counted, chosen, repeated),
   *(handed_on, turned, selected, constrained),
@@ -204,7 +210,7 @@ def squares(function, params, x):
   return jnp.square(function(params, x)).sum()
 
 
-@pytest.mark.parametrize('function', [*FUNCTIONS, unrolled, looked_up])
+@pytest.mark.parametrize('function', [*FUNCTIONS, unrolled, looked_up, forces])
 def test_gathered_weights_give_what_whole_ones_give_with_their_gradients(function):
   found, expected = (
     jax.jit(jax.value_and_grad(functools.partial(squares, run), argnums=(0, 1)))(PARAMS, X)
