@@ -28,6 +28,7 @@ AGAIN = 'replace it, or remove it if a run wrote it, which then writes it again'
 MOST_JSON_BYTES = 2**28
 PARTIAL = '.glora_jax.partial'  # suffix of a file that is not complete yet
 _LONGEST_REASON = 200
+_BYTES_PER_OPENING = 2**28  # of a safetensors file
 _FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
 
 
@@ -282,13 +283,22 @@ def write_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, s
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The arrays and the metadata of any safetensors file, by name; errors are the library's."""
+  """The arrays and the metadata of any safetensors file, by name; errors are the library's.
+
+  The file is reopened after every `_BYTES_PER_OPENING`, because before safetensors 0.8 an open file
+  keeps in memory what was read from it. It is not reopened for each tensor, because that parses the
+  header.
+  """
   arrays = {}
   with safetensors.safe_open(path, 'numpy') as file:
-    names, texts = list(file.keys()), file.metadata() or {}
-  for name in names:  # opened for each, as all that a memory map has read stays in memory
+    names, texts = file.keys()[::-1], file.metadata() or {}
+  while names:
+    num_bytes = 0
     with safetensors.safe_open(path, 'numpy') as file:
-      arrays[name] = file.get_tensor(name)
+      while names and num_bytes < _BYTES_PER_OPENING:
+        name = names.pop()
+        arrays[name] = file.get_tensor(name)
+        num_bytes += arrays[name].nbytes
   return arrays, texts
 
 

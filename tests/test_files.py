@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors
+from comparing import assert_trees_equal
 from limiting import limited
 
 from glora_jax import files
@@ -90,3 +92,22 @@ def test_json_of_another_shape_is_damaged(tmp_path):
 def test_metadata_cannot_take_the_names_of_what_a_file_says_of_itself(tmp_path):
   with pytest.raises(ValueError, match="metadata name 'kind' is reserved"):
     files.write_tensors(tmp_path / 'x.safetensors', {'a': np.ones(1)}, 'adapter', {'kind': 'mine'})
+
+
+def test_a_safetensors_file_is_opened_once_for_many_tensors_and_not_for_each(tmp_path, monkeypatch):
+  of_100_bytes = {f'{number:02}': np.full(25, number, np.float32) for number in range(40)}
+  files.write_safetensors(tmp_path / 'x.safetensors', of_100_bytes, {'a': 'b'})
+  opened, safe_open = [], safetensors.safe_open
+
+  def count(*args):
+    opened.append(args)
+    return safe_open(*args)
+
+  monkeypatch.setattr(safetensors, 'safe_open', count)
+  for most, openings in ((2**28, 2), (1000, 5)):
+    opened.clear()
+    monkeypatch.setattr(files, '_BYTES_PER_OPENING', most)
+    found, texts = files.read_safetensors(tmp_path / 'x.safetensors')
+    assert texts == {'a': 'b'}
+    assert_trees_equal(found, of_100_bytes)
+    assert len(opened) == openings
