@@ -9,6 +9,7 @@ that the space allows.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,20 +152,30 @@ def purchases(
     The option that is bought. Its cost and score are differences from the option that it replaces;
     both are positive.
   """
-  decisions = np.array([option.decision for option in options])
-  gains = np.array([option.score - chosen[option.decision].score for option in options])
-  costs = np.array([option.cost - chosen[option.decision].cost for option in options])
-  while True:
-    fits = (gains > 0) & (costs > 0) & (costs <= remaining)
-    if not fits.any():
-      return
-    best = int(np.where(fits, gains / np.where(fits, costs, 1), -np.inf).argmax())
-    cost, gain = costs[best], gains[best]
+  gains = [option.score - chosen[option.decision].score for option in options]
+  costs = [option.cost - chosen[option.decision].cost for option in options]
+  by_decision: dict[int, list[int]] = {}
+  offers: list[tuple[float, int, int]] = []  # a heap: (-score per parameter, option, cost)
+
+  def offer(index: int) -> None:
+    if gains[index] > 0 and costs[index] > 0:
+      heapq.heappush(offers, (-gains[index] / costs[index], index, costs[index]))
+
+  for index, option in enumerate(options):
+    by_decision.setdefault(option.decision, []).append(index)
+    offer(index)
+  while offers:
+    _, best, cost = heapq.heappop(offers)
+    if cost != costs[best] or cost > remaining:  # an offer from before a purchase, or too expensive
+      continue
+    gain = gains[best]
     yield options[best]._replace(cost=cost, score=gain)
     remaining -= cost
     # From now on the decision's other options replace this one.
-    gains[decisions == decisions[best]] -= gain
-    costs[decisions == decisions[best]] -= cost
+    for index in by_decision[options[best].decision]:
+      gains[index] -= gain
+      costs[index] -= cost
+      offer(index)
 
 
 def list_options(spec: Spec, scores: UnitScores, most_rank: float = math.inf) -> list[Option]:

@@ -82,6 +82,35 @@ def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   assert_allclose(total, slow_score(SPEC, scores, found))
 
 
+def slow_purchases(options, chosen, remaining):
+  """Every option is looked at for each purchase, and of equal ones the first is bought."""
+  decisions = np.array([option.decision for option in options])
+  gains = np.array([option.score - chosen[option.decision].score for option in options])
+  costs = np.array([option.cost - chosen[option.decision].cost for option in options])
+  while (fits := (gains > 0) & (costs > 0) & (costs <= remaining)).any():
+    best = np.where(fits, gains / np.where(fits, costs, 1), -np.inf).argmax()
+    cost, gain = costs[best], gains[best]
+    yield options[best]._replace(cost=cost, score=gain)
+    remaining -= cost
+    gains[decisions == decisions[best]] -= gain
+    costs[decisions == decisions[best]] -= cost
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_purchases_are_those_of_a_slow_loop_with_equal_options_in_their_order(seed):
+  rng = np.random.default_rng(seed)
+  options = [
+    choice.Option(row, {column: code}, int(rng.integers(1, 9)), 0.1 * rng.integers(-2, 9))
+    for row, column, code in itertools.product(range(6), range(3), range(5))
+  ]
+  for remaining in (10, 40, np.inf):
+    found, expected = (
+      list(buy(options, choice.cheapest(options), remaining))
+      for buy in (choice.purchases, slow_purchases)
+    )
+    assert found == expected
+
+
 def test_the_floor_comes_first_where_the_budget_is_ample():
   scores = random_scores(1)
   floor_cost = sum(2 * layer.out_features for layer in SPEC)  # vectors of A and E
