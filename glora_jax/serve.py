@@ -229,19 +229,17 @@ class Pool:
 
   def _empty(self, adapter: Any) -> dict[str, Any]:
     """The arrays of all slots, [stack..., slot, ...], with the base in each."""
-    zeros: dict[str, Any] = {}
+    zeros: dict[KeyPath, Any] = {}
     for group in self._adapted.places.groups:
       at = len(group.stack_shape)
       stored = group.arrays(adapter)
       if group.ids:  # each slot has its own
         stored['B_ids'] = jax.ShapeDtypeStruct(stored['B_up'].shape[:-1], jnp.int32)
-      arrays = {
-        name: jnp.zeros((*value.shape[:at], self._most + 1, *value.shape[at:]), value.dtype)
-        for name, value in stored.items()
-      }
-      zeros = replace(zeros, group.path, arrays)
+      for name, value in stored.items():
+        shape = (*value.shape[:at], self._most + 1, *value.shape[at:])
+        zeros[*group.path, name] = jnp.zeros(shape, value.dtype)
     heads = {path: jnp.stack([value] * (self._most + 1)) for path, value in self._heads.items()}
-    return {'heads': heads, COLLECTION: zeros}
+    return {'heads': heads, COLLECTION: update({}, zeros)}
 
   def _check_fits(self, path: Path, metadata: Mapping[str, Any]) -> None:
     """Raises ValueError if an adapter has a form that the pool's structure does not contain."""
@@ -290,7 +288,7 @@ class Pool:
     """
     write = jax.lax.dynamic_update_index_in_dim
     params, quantized = split_quantized(self._rebuild(params), self._adapted.places.param_shapes)
-    collection = arrays[COLLECTION]
+    written: dict[KeyPath, Any] = {}
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     for group, loaded in zip(self._adapted.places.groups, loader.places.groups, strict=True):
       forms, members, ranks = loaded.forms(genome), [], loaded.space.ranks
@@ -303,18 +301,17 @@ class Pool:
           shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
           new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
         members.append(new)
-      slots = group.arrays(collection)
-      for name, array in slots.items():
+      for name, array in group.arrays(arrays[COLLECTION]).items():
         new = members[0][name]
         if 'out' in ADAPTER[name].axes:
           new = jnp.concatenate([member[name] for member in members], -1)
-        slots[name] = write(array, new.astype(array.dtype), slot, len(group.stack_shape))
-      collection = replace(collection, group.path, slots)
+        new = write(array, new.astype(array.dtype), slot, len(group.stack_shape))
+        written[*group.path, name] = new
     heads = {
       path: write(array, heads[path].astype(array.dtype), slot, 0)
       for path, array in arrays['heads'].items()
     }
-    return {'heads': heads, COLLECTION: collection}
+    return {'heads': heads, COLLECTION: update(arrays[COLLECTION], written)}
 
   def _run_batch(
     self, arrays: Any, params: Any, slots: Any, inputs: tuple, collections: Any

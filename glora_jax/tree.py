@@ -122,32 +122,30 @@ def get(tree: Any, path: KeyPath) -> Any:
 
 
 def replace(tree: Any, path: KeyPath, value: Any) -> Any:
-  """A pytree with the value at a path replaced or, in a dictionary, added.
-
-  Boxes, frozen dictionaries and all other nodes keep their types.
-  """
-  if not path:
-    return _put_into(tree, value)
-  name, *rest = path
-  if not _has_plain_keys(tree):
-    return update(tree, {path: value})
-  changed = {name: replace(tree.get(name, {}), tuple(rest), value)}
-  return tree.copy(changed) if isinstance(tree, flax.core.FrozenDict) else {**tree, **changed}
+  """A pytree with the value at a path replaced; for many use `update`, which is linear."""
+  return update(tree, {path: value})
 
 
 def update(tree: Any, changes: Mapping[KeyPath, Any]) -> Any:
-  """A pytree with values replaced by path, all at once; see `replace`.
+  """A pytree with values replaced by path or, in a dictionary, added.
+
+  Boxes, frozen dictionaries and all other nodes keep their types. Each node is copied once, however
+  many values change in it.
 
   Raises:
-    KeyError: a tree that is not nested dictionaries has no leaf at a path.
+    KeyError: a node that is not a dictionary has no leaf at a path.
   """
-  if _is_nested(tree):
-    for path, value in changes.items():
-      tree = replace(tree, path, value)
-    return tree
-  if missing := changes.keys() - flatten(tree).keys():
-    raise KeyError(', '.join(sorted(map(path_name, missing))))
-  return map_with_path(lambda path, value: changes.get(path, value), tree)
+  if () in changes:
+    return _put_into(tree, changes[()])
+  if not _has_plain_keys(tree):
+    if missing := changes.keys() - flatten(tree).keys():
+      raise KeyError(', '.join(sorted(map(path_name, missing))))
+    return map_with_path(lambda path, value: changes.get(path, value), tree)
+  inside: dict[str, dict[KeyPath, Any]] = {}
+  for (name, *rest), value in changes.items():
+    inside.setdefault(name, {})[tuple(rest)] = value
+  changed = {name: update(tree.get(name, {}), part) for name, part in inside.items()}
+  return tree.copy(changed) if isinstance(tree, flax.core.FrozenDict) else {**tree, **changed}
 
 
 def partition(tree: Any, belongs: Callable[[KeyPath], bool]) -> tuple[Any, Any]:

@@ -58,6 +58,21 @@ def test_a_leaf_is_read_replaced_and_parted_by_its_path(whole, name):
   assert_array_equal(nn.meta.unbox(tree.get(replaced, path)), 2)
 
 
+@pytest.mark.parametrize('freeze', [dict, flax.core.freeze])
+def test_many_changes_at_once_are_those_of_one_after_another(freeze):
+  rng = np.random.default_rng(0)
+  whole = freeze({f'l{n}': {'w': BOXED, 'items': [np.zeros(1), {'b': 0.0}]} for n in range(9)})
+  paths = [('l3', 'w'), ('l3', 'items', '0'), ('l5', 'items', '1', 'b'), ('l5', 'new', 'c'), ('d',)]
+  for number in range(len(paths) + 1):
+    changes = {paths[n]: np.full((2, 3), n) for n in rng.permutation(len(paths))[:number]}
+    expected = whole
+    for path, value in changes.items():
+      expected = tree.replace(expected, path, value)
+    changed = tree.update(whole, changes)
+    assert type(changed) is type(whole)
+    assert_trees_equal(changed, expected)
+
+
 def test_other_trees_refuse_a_path_that_is_not_there():
   with pytest.raises(KeyError, match='0/x'):
     tree.update([Layer(1.0, 2.0)], {('0', 'x'): 3.0})

@@ -36,7 +36,7 @@ from glora_jax.tree import (
   join,
   partition,
   path_name,
-  replace,
+  update,
 )
 
 
@@ -168,13 +168,12 @@ class Adapted:
       ValueError: `params` are not this model's; missing, unexpected and misshaped ones are named.
     """
     check_key(key)
-    leaves, adapter = flatten(check_params(self, params)), {}
+    leaves, arrays = flatten(check_params(self, params)), {}
     params = dequantize_heads(self, params)
     for group in self.places.groups:
       new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
-      if new:
-        adapter = replace(adapter, group.path, new)
-    return {'params': params, COLLECTION: adapter}
+      arrays |= {(*group.path, name): array for name, array in new.items()}
+    return {'params': params, COLLECTION: update({}, arrays)}
 
   def apply(
     self,

@@ -15,7 +15,7 @@ import numpy as np
 from glora_jax.method.groups import Group, keys_of_rows
 from glora_jax.method.site import over_stack
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS
-from glora_jax.tree import replace
+from glora_jax.tree import KeyPath, update
 
 
 @functools.partial(
@@ -90,6 +90,7 @@ def drop_components(dropout: Dropout, adapter: Any, groups: Sequence[Group], gen
     >>> dropped['A_up'][:, 0].tolist(), dropped['B_up'][:, 0].tolist()
     ([1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 0.0])
   """
+  dropped: dict[KeyPath, Any] = {}
   for group in groups:
     forms, keys = group.forms(genome), dropout.of_layers(group).key
     for column, tensor in enumerate(WEIGHT_TENSORS):
@@ -102,8 +103,8 @@ def drop_components(dropout: Dropout, adapter: Any, groups: Sequence[Group], gen
       factors = over_stack(draw, len(group.stack_shape))(keys)
       is_lora = forms[..., column] >= len(FLAT_FORMS[tensor])
       factors = jnp.where(is_lora[..., None], factors, 1).astype(up.dtype)
-      adapter = replace(adapter, (*group.path, f'{tensor}_up'), up * factors[..., None])
-  return adapter
+      dropped[*group.path, f'{tensor}_up'] = up * factors[..., None]
+  return update(adapter, dropped)
 
 
 def _factors(key: jax.Array, column: int, rank: int, probability: float) -> jax.Array:

@@ -46,7 +46,7 @@ from glora_jax.method.site import (
 )
 from glora_jax.method.trace.events import CONVOLUTION, NO_MODULE
 from glora_jax.method.trace.find import Found, find
-from glora_jax.tree import KeyPath, map_with_path, replace
+from glora_jax.tree import KeyPath, map_with_path, update
 
 log = logging.getLogger(__name__)
 _KEY = '_glora'  # name of the arrays next to the kernel among a linear module's params
@@ -314,17 +314,18 @@ def graft(
   early = [group for group in groups if any(site.shared for site in group.members)]
   others = [group for group in groups if group not in early]
   params = fold(early, params, adapter, genome) if early else params
+  changes: dict[KeyPath, Any] = {}
   for group in others:
     ranks = group.space.ranks
     for site, of_kernel, of_bias, forms, by_output in group.parts(adapter, genome, fixed):
       if of_bias and site.bias_path:
         kernel, bias = site.kernel(params), site.bias(params)
         new = merge_biases(kernel, bias, of_bias, forms, site.layout, ranks)
-        params = replace(params, site.bias_path, new)
+        changes[site.bias_path] = new
       if of_kernel:
         run = _RunAdapted(site.local, ranks, by_output)
-        params = put_beside(params, site, {'forms': forms, **of_kernel}, run)
-  return params
+        changes |= beside(site, {'forms': forms, **of_kernel}, run)
+  return update(params, changes)
 
 
 def intercept(next_function, args, kwargs, context) -> Any:
@@ -361,20 +362,19 @@ class Beside:
   run: Callable[[ModuleCall], Any]
 
 
-def put_beside(
-  params: Any, site: Site, arrays: Mapping[str, Any], run: Callable[[ModuleCall], Any]
-) -> Any:
-  """Params with arrays next to a kernel, where `intercept` finds them.
+def beside(
+  site: Site, arrays: Mapping[str, Any], run: Callable[[ModuleCall], Any]
+) -> dict[KeyPath, Beside]:
+  """The change of the params that puts arrays next to a kernel, where `intercept` finds them.
 
   Args:
-    params: parameters of the model.
     site: the module.
     arrays: arrays by name, with the site's stack axes first.
     run: how the module uses them; see `Beside`.
   """
   stack, ndim = site.layout.stack[: len(site.lifts)], len(site.kernel_shape)
   placed = {name: align_stack(value, stack, ndim) for name, value in arrays.items()}
-  return replace(params, (*site.kernel_path[:-1], _KEY), Beside(placed, run))
+  return {(*site.kernel_path[:-1], _KEY): Beside(placed, run)}
 
 
 class ModuleCall(NamedTuple):

@@ -24,7 +24,7 @@ from glora_jax.method.sample import Sample
 from glora_jax.method.site import Site
 from glora_jax.method.trace.find import Found, find
 from glora_jax.nnx.owners import is_owner
-from glora_jax.tree import KeyPath, by_name, differences, flatten, path_name, plain_path, replace
+from glora_jax.tree import KeyPath, by_name, differences, flatten, path_name, plain_path, update
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,12 @@ def params(model: nnx.Module) -> dict[str, Any]:
     {'bias': (3,), 'kernel': (4, 3)}
   """
   require_module(model, 'params')
-  found = nested(nnx.state(model, nnx.Param))
-  for path, node in nnx.iter_graph(model):
-    if _is_of_qwix(node):  # an attribute that has variables in it
-      found = replace(found, plain_path(path), nnx.as_pure(node.array))
-  return found
+  quantized = {
+    plain_path(path): nnx.as_pure(node.array)
+    for path, node in nnx.iter_graph(model)
+    if _is_of_qwix(node)  # an attribute that has variables in it
+  }
+  return update(nested(nnx.state(model, nnx.Param)), quantized)
 
 
 def _is_of_qwix(node: Any) -> bool:

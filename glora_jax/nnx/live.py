@@ -29,7 +29,7 @@ from glora_jax.nnx.functional import STATISTICS, Functional, check_values, neste
 from glora_jax.nnx.owners import UNADAPTED, Unadapted, detach
 from glora_jax.nnx.places import by_paths
 from glora_jax.nnx.variables import Head
-from glora_jax.tree import flatten, get, replace
+from glora_jax.tree import KeyPath, flatten, get, update
 
 log = logging.getLogger(__name__)
 
@@ -173,12 +173,12 @@ def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
     True
   """
   adapted, variables = _without_adapter(model)
-  arrays: dict[str, Any] = {}
+  arrays: dict[KeyPath, Any] = {}
   for adapter in adapters(model):
     stored = adapter.arrays
     stored = stored if adapter.static.is_fixed else _widen(adapter.group, stored)
-    arrays = replace(arrays, adapter.group.path, stored)
-  return adapted, {**variables, COLLECTION: arrays}
+    arrays |= {(*adapter.group.path, name): array for name, array in stored.items()}
+  return adapted, {**variables, COLLECTION: update({}, arrays)}
 
 
 def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:

@@ -40,7 +40,7 @@ from glora_jax.search.unit_scores import (
   score_units,
   xavier_norm,
 )
-from glora_jax.tree import on_host, replace
+from glora_jax.tree import KeyPath, on_host, update
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ def allocate(
 def _read_gradient(one_pass: Pass, mean: Mean, adapter: Any) -> tuple[UnitScores, Any]:
   """(scores of all units, the adapter with down factors along the gradient's directions)."""
   by_row: dict[int, UnitScores] = {}
+  aligned: dict[KeyPath, jax.Array] = {}
   # NumPy's decompositions release the interpreter lock, so threads share the layers of a group.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
     for group, read in one_pass.readers(mean):
@@ -181,14 +182,17 @@ def _read_gradient(one_pass: Pass, mean: Mean, adapter: Any) -> tuple[UnitScores
       norm = xavier_norm(group.in_features, max(group.space.ranks))
       for row, layer in zip(group.rows, layers, strict=True):
         by_row[row] = score_units(layer, one_pass.max_rank, norm)
-      adapter = _align(group, adapter, layers, norm)
+      aligned |= _align(group, adapter, layers, norm)
   nothing = UnitScores(*map(np.zeros_like, next(iter(by_row.values()))))  # without a choice
   ordered = [by_row.get(row, nothing) for row in range(len(one_pass.adapted.spec))]
-  return UnitScores(*(np.stack(field) for field in zip(*ordered, strict=True))), adapter
+  scores = UnitScores(*(np.stack(field) for field in zip(*ordered, strict=True)))
+  return scores, update(adapter, aligned)
 
 
-def _align(group: Group, adapter: Any, gradients: Sequence[LayerGradients], norm: float) -> Any:
-  """The adapter with a group's down factors along the gradients' singular vectors."""
+def _align(
+  group: Group, adapter: Any, gradients: Sequence[LayerGradients], norm: float
+) -> dict[KeyPath, jax.Array]:
+  """A group's arrays with the down factors along the gradients' singular vectors."""
   arrays, stack_ndim = group.arrays(adapter), len(group.stack_shape)
   by_layer = {
     name: on_host(array).reshape(-1, *array.shape[stack_ndim:]) for name, array in arrays.items()
@@ -200,10 +204,11 @@ def _align(group: Group, adapter: Any, gradients: Sequence[LayerGradients], norm
       directions['A_down'] = layer.scaled_kernel.vectors
     layer_arrays = {name: array[index] for name, array in by_layer.items()}
     aligned.append(align_factors(layer_arrays, directions, norm))
-  for name, array in arrays.items():
-    stacked = np.stack([layer[name] for layer in aligned]).reshape(array.shape)
-    adapter = replace(adapter, (*group.path, name), jnp.asarray(stacked, array.dtype))
-  return adapter
+  stacked = {name: np.stack([layer[name] for layer in aligned]) for name in arrays}
+  return {
+    (*group.path, name): jnp.asarray(stacked[name].reshape(array.shape), array.dtype)
+    for name, array in arrays.items()
+  }
 
 
 def _weight_of(priors: Sequence[Allocation | Transfer], signal: float | None) -> float:

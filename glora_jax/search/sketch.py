@@ -37,11 +37,11 @@ from glora_jax.search.taps import (
   Products,
   Sketch,
   init_products,
-  insert_tap,
   split_probes,
+  tap_site,
 )
 from glora_jax.search.unit_scores import Directions, LayerGradients, find_directions
-from glora_jax.tree import on_host
+from glora_jax.tree import KeyPath, on_host, update
 
 Mean = dict[str, Products]  # products of the mean gradient in float64, by site
 
@@ -95,11 +95,13 @@ class Gradient:
 
   def _batch_loss(self, products, probes, variables, batch, key):
     params, needs_interceptor = variables['params'], False
+    changes: dict[KeyPath, Any] = {}
     can_intercept = isinstance(self.adapted.model, nn.Module)
     for site, site_probes in self.sites(probes):
-      params, is_inside = insert_tap(params, site, products[site.name], site_probes, can_intercept)
+      of_site, is_inside = tap_site(params, site, products[site.name], site_probes, can_intercept)
+      changes |= of_site
       needs_interceptor |= is_inside
-    forward = _Base(self.adapted, {**variables, 'params': params})
+    forward = _Base(self.adapted, {**variables, 'params': update(params, changes)})
     # Not without need: an interceptor slows down tracing.
     with nn.intercept_methods(intercept) if needs_interceptor else nullcontext():
       return loss_and_metrics(self.loss(forward, batch, key))[0]

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from glora_jax.method.groups import Group
-from glora_jax.method.modules import ModuleCall, put_beside
+from glora_jax.method.modules import ModuleCall, beside
 from glora_jax.method.site import Layout, Site
-from glora_jax.tree import replace
+from glora_jax.tree import KeyPath
 
 
 class Probe(NamedTuple):
@@ -149,10 +149,10 @@ def init_products(params: Any, site: Site, probes: Probes) -> Products:
   return zeros._replace(bias=site.bias(params) if site.has_bias else None)
 
 
-def insert_tap(
+def tap_site(
   params: Any, site: Site, products: Products, probes: Probes, can_intercept: bool
-) -> tuple[Any, bool]:
-  """Params that make the gradient of `products` the products of a site's gradients.
+) -> tuple[dict[KeyPath, Any], bool]:
+  """Changes of params that make the gradient of `products` the products of a site's gradients.
 
   Args:
     params: parameters of the model.
@@ -162,21 +162,22 @@ def insert_tap(
     can_intercept: whether calls of modules can be intercepted.
 
   Returns:
-    The params, and whether the kernel is tapped in its module's call, which `intercept` must see.
+    The changes by path, and whether the kernel is tapped in its module's call, which `intercept`
+    must see.
   """
-  if site.bias_path is not None:
-    params = replace(params, site.bias_path, products.bias)
+  of_bias = {} if site.bias_path is None else {site.bias_path: products.bias}
   zeros = products._replace(bias=None)
   if site.shared or not (can_intercept and site.lifts):
     kernel = tap(site.layout, site.kernel(params), zeros, probes)
-    return replace(params, site.kernel_path, kernel), False
+    return {**of_bias, site.kernel_path: kernel}, False
   # The kernel of a scan has all layers. Tapped here, it would get all their gradients first, and
   # then their products. So zeros and probes go into the scan next to the kernel, and each iteration
   # taps its own part of it.
   arrays, structure = jax.tree.flatten((zeros, probes))
   shapes = tuple(array.shape[len(site.lifts) :] for array in arrays)
-  beside = {str(number): array for number, array in enumerate(arrays)}
-  return put_beside(params, site, beside, _RunTapped(site.local, structure, shapes)), True
+  by_number = {str(number): array for number, array in enumerate(arrays)}
+  run = _RunTapped(site.local, structure, shapes)
+  return {**of_bias, **beside(site, by_number, run)}, True
 
 
 @dataclasses.dataclass(frozen=True)
