@@ -149,12 +149,9 @@ def _are_numbers(node: Any) -> bool:
 
 
 def check_list_of_batches(batches: Any) -> None:
-  """Raises ValueError for a list that is empty, or that looks like a data set."""
-  if not isinstance(batches, list):
-    return
-  if not batches:
-    raise ValueError('There are no batches; pass at least one.')
-  if len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
+  """Raises ValueError for a list that looks like a data set."""
+  is_list = isinstance(batches, list)
+  if is_list and len({np.ndim(batch) for batch in batches if hasattr(batch, 'dtype')}) > 1:
     raise ValueError(
       'The arrays of the list of batches differ in their number of axes; if they are a data set, '
       'pass them as a tuple.'

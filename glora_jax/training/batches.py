@@ -81,8 +81,8 @@ def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = Non
 
   Raises:
     TypeError: it is none of the kinds, or not all numbers.
-    ValueError: a data set has no examples, or arrays of different lengths; or a list is empty, or
-      looks like a data set.
+    ValueError: a data set has no examples, or arrays of different lengths; or there are no batches,
+      or their list looks like a data set.
   """
   if isinstance(batches, Stream):
     return Streamed(batches, batch_size, draw)
@@ -95,7 +95,10 @@ def source_of(batches: Any, batch_size: int, parts: int, draw: Draw | None = Non
       'arrays), an iterable of batches, or an object with batches(indices).'
     )
   check_list_of_batches(batches)
-  return Loader(batches, parts)
+  loader = Loader(batches, parts)
+  if loader.per_epoch == 0:
+    raise ValueError('There are no batches; pass at least one.')
+  return loader
 
 
 @dataclasses.dataclass(frozen=True)

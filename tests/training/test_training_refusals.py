@@ -115,6 +115,7 @@ def batches():
       'go on at state.step=1',
     ),
     (lambda: fit(batches=[]), 'There are no batches'),
+    (lambda: fit(batches={}.values()), 'There are no batches'),
     (lambda: fit(batches=Short()), 'a length of 3, but yielded 1 in an epoch'),
     (lambda: fit(loss=len, batches=[*problem().data]), 'pass them as a tuple'),
     (lambda: fit(batches='photos/'), "batches='photos/' must be a data set"),
