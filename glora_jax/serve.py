@@ -114,8 +114,7 @@ class Pool:
     params = rebuild(list(map(jnp.asarray, arrays)))
     self._params, self._rebuild = arrays_of(params)  # which hold no array of the host
     fresh = init_shapes(self._adapted, params)
-    trainable, frozen = self._adapted.split({**fresh, 'params': params})
-    self._bases = list(base_fingerprints(frozen['params']))
+    trainable, _ = self._adapted.split({**fresh, 'params': params})
     self._heads = {p: nn.meta.unbox(value) for p, value in flatten(trainable['params']).items()}
     sharding = self._params[0].sharding
     if isinstance(sharding, NamedSharding):
@@ -125,6 +124,12 @@ class Pool:
     # Nothing is donated: an interrupted load leaves the old arrays, and calls that run use them.
     self._write = jax.jit(self._write_slot, out_shardings=sharding)
     self._run = jax.jit(self._run_batch)
+
+  @functools.cached_property
+  def _bases(self) -> list[str]:
+    """The base's fingerprints, which only strict loads read."""
+    _, frozen = self._adapted.split({'params': self._rebuild(self._params)}, adapter=False)
+    return base_fingerprints(frozen['params'])
 
   @property
   def names(self) -> list[str]:

@@ -260,13 +260,15 @@ def fingerprints(params: Any, *rounded: str | None) -> list[str]:
     *rounded: for each fingerprint the 16-bit type that longer floating-point numbers are rounded
       to; None for none.
   """
-  digests = [hashlib.sha256() for _ in rounded]
+  digests = [hashlib.sha256()] * len(rounded)  # one for all, until a rounded tensor differs
   for name, leaf in sorted(by_name(flatten(params)).items()):
     value = on_host(leaf)
     if value.dtype.hasobject:  # its bytes are an address
       continue
     is_long = jnp.issubdtype(value.dtype, jnp.floating) and value.itemsize > 2
-    for digest, dtype in zip(digests, rounded, strict=True):
+    if is_long:
+      digests = [digest.copy() for digest in digests]
+    for digest, dtype in dict(zip(digests, rounded, strict=True)).items():
       with np.errstate(over='ignore'):
         array = value.astype(dtype) if dtype and is_long else value
       digest.update(f'{name}:{array.shape}:{array.dtype};'.encode())

@@ -16,7 +16,9 @@ from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
+from glora_jax.method import adapter_file
 from glora_jax.serve import Pool
+from glora_jax.tree import fingerprints
 
 X, IMAGES, NAMES = normal(6, 4), normal(6, 4, 4, 3), ['a', None, 'b', 'c', 'a', 'b']
 STRUCTURES = {
@@ -194,6 +196,26 @@ def test_a_sum_without_heads_is_served_with_those_of_another_base(tmp_path):
   pool.load('a', tmp_path / 'sum', strict=False)
   fixed, variables = glora_jax.load_adapter(tmp_path / 'sum', adapted, other, strict=False)
   assert_allclose(pool(X, ['a'] * 6), fixed.apply(variables, X), rtol=1e-5)
+
+
+def test_a_base_is_read_for_its_fingerprints_once_and_only_if_a_load_is_strict(
+  tmp_path, monkeypatch
+):
+  adapted, params = of_function()
+  save(tmp_path, adapted, params, {'a': 'lora'})
+  hashed = []
+
+  def count(params, *rounded):
+    hashed.append(rounded)
+    return fingerprints(params, *rounded)
+
+  monkeypatch.setattr(adapter_file, 'fingerprints', count)
+  pool = Pool(adapted, params)
+  pool.load('a', tmp_path / 'a', strict=False)
+  assert not hashed
+  for name in 'bc':
+    pool.load(name, tmp_path / 'a')
+  assert len(hashed) == 1
 
 
 REFUSED = [

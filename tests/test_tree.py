@@ -1,6 +1,7 @@
 """Nested dictionaries, and all other pytrees, by path."""
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import flax
@@ -81,6 +82,33 @@ def test_other_trees_refuse_a_path_that_is_not_there():
 def test_two_leaves_may_not_have_one_path():
   with pytest.raises(ValueError, match='a/b; give'):
     tree.flatten({'a/b': 1.0, 'a': {'b': 2.0}})
+
+
+def test_equal_bytes_are_hashed_once_for_all_fingerprints(monkeypatch):
+  hashed, sha256 = [], hashlib.sha256
+
+  class Counting:
+    def __init__(self, digest=None):
+      self.digest = digest or sha256()
+
+    def update(self, content):
+      hashed.append(content)
+      self.digest.update(content)
+
+    def copy(self):
+      return Counting(self.digest.copy())
+
+    def hexdigest(self):
+      return self.digest.hexdigest()
+
+  half, single = jnp.arange(3, dtype=jnp.bfloat16), jnp.arange(3) / 7
+  kinds = (None, 'bfloat16', 'float16')
+  expected = [tree.fingerprints({'a': half, 'b': single}, kind) for kind in kinds]
+  monkeypatch.setattr(hashlib, 'sha256', Counting)
+  assert len(set(tree.fingerprints({'a': half}, *kinds))) == 1
+  assert len(hashed) == 2  # the array's description and its bytes
+  assert [[each] for each in tree.fingerprints({'a': half, 'b': single}, *kinds)] == expected
+  assert len(hashed) == 2 + 2 + 3 * 2
 
 
 def test_fingerprints_see_every_change_and_go_by_paths_and_numbers():

@@ -123,7 +123,7 @@ def save_adapter(
   check_variables(adapted, variables)
   trainable, frozen = adapted.split(variables)
   base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])
-  exact, *rounded = fingerprints(base, None, *_ROUNDED)
+  exact, *rounded = base_fingerprints(base)
   described = {
     'spec': _rows(adapted),
     'scale': [layer.space.scale for layer in adapted.spec],
@@ -284,7 +284,7 @@ def load_adapter(
   trainable, frozen = adapted.split({**shapes, 'params': params})
   genome, adapter, others = unpack(path, tensors, metadata, adapted, trainable[COLLECTION])
   if strict:
-    check_base(path, metadata, base_fingerprints(frozen['params']))
+    check_base(path, metadata, _fingerprints_in_turn(frozen['params']))
   heads = flatten(others.pop('params', {}))
   if heads:  # a sum of adapters may have none
     check_heads(path, heads, flatten(trainable['params']))
@@ -319,8 +319,13 @@ def check_sizes(path: Path, metadata: Mapping[str, Any], adapted: Adapted) -> No
       )
 
 
-def base_fingerprints(base: Any) -> Iterator[str]:
+def base_fingerprints(base: Any) -> list[str]:
   """Fingerprints of frozen parameters, exact and rounded, which adapters name their base by."""
+  return fingerprints(base, None, *_ROUNDED)
+
+
+def _fingerprints_in_turn(base: Any) -> Iterator[str]:
+  """The same, the rounded ones in a second pass that an equal base does not need."""
   yield from fingerprints(base, None)
   yield from fingerprints(base, *_ROUNDED)
 
