@@ -275,14 +275,13 @@ def _reader(
   if probes.scaled_kernel is not None:
     scaled_sketch = _fuse([each.scaled_kernel for each in products])
   scales = _fuse_vectors([each.scale for each in products])
-  biases = None
+  biases, kernels = None, []  # without a bias there is no C, which alone reads the kernel
   if group.has_bias:
     members = zip(group.members, products, strict=True)
     biases = _fuse_vectors([site.layout.vectors(each.bias) for site, each in members])
-  kernels = []
-  for site in group.members:
-    kernel: Any = on_host(site.kernel(params))
-    kernels.append(_flatten_stack(site.layout.matrices(kernel.astype(np.float32)), 2))
+    for site in group.members:
+      kernel: Any = on_host(site.kernel(params))
+      kernels.append(_flatten_stack(site.layout.matrices(kernel.astype(np.float32)), 2))
 
   def directions(sketch: Sketch, probe: Probe, index: int) -> Directions:
     probe_left = _flatten_stack(probe.left, 2)[index]

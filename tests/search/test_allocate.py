@@ -17,7 +17,7 @@ from small_models import Transformer
 
 import glora_jax
 from glora_jax import tree
-from glora_jax.search import choice, transfer, unit_scores
+from glora_jax.search import choice, sketch, transfer, unit_scores
 from glora_jax.search.priors import CLEAR, pool, prior_weight
 from glora_jax.search.transfer import Transfer
 from glora_jax.search.unit_scores import Directions
@@ -169,6 +169,18 @@ def test_scores_are_those_of_full_gradients(make):
     for scores, same in zip(found.scores, expected, strict=True):
       assert_close(scores[row], same, 4e-4)
   assert_allclose(found.signal, signal, rtol=1e-4)
+
+
+def test_kernels_of_layers_without_a_bias_stay_on_the_device(monkeypatch):
+  copied = []
+
+  def on_host(array):
+    copied.append(array.shape)
+    return tree.on_host(array)
+
+  monkeypatch.setattr(sketch, 'on_host', on_host)
+  allocated(live())
+  assert copied == [(12, 4)]  # the kernel of the layer with a bias
 
 
 def test_a_thin_sketch_finds_the_first_directions_of_a_large_kernel():
