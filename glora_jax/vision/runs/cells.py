@@ -89,11 +89,11 @@ def runs_of(
 
 def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
   """The settings of every task, with the budget and the learning rate for it."""
-  found = {}
+  found, suite = {}, dataclasses.replace(settings.suite, settings={})
   by_task = settings_by_task(settings.suite.settings, settings.task, 'suite.settings')
   for name, own in by_task.items():
     try:
-      found[name] = _replace(settings, {**own, 'task': name, 'suite': SuiteSettings()})
+      found[name] = _replace(settings, {**own, 'task': name, 'suite': suite})
     except (TypeError, ValueError) as error:
       raise ValueError(f'suite.settings of {name}: {error}') from error
   return found
@@ -109,6 +109,7 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
     'presets': None if cell.structure else own.presets,
     'budget': budget if cell.budget is None else cell.budget,
     'seed': cell.seed,
+    'suite': SuiteSettings(),
     'training': {},
   }
   if cell.structure == SEARCH and own.finetunes:

@@ -25,6 +25,7 @@ from glora_jax.vision.models.checkpoint import hub_name
 from glora_jax.vision.models.metadata import share_kept
 from glora_jax.vision.models.weights import EMBEDDED
 from glora_jax.vision.runs.backbone import metadata_here
+from glora_jax.vision.runs.cells import runs_of
 from glora_jax.vision.runs.config import check_config
 from glora_jax.vision.runs.fields import meanings_of
 from glora_jax.vision.runs.fitting import count_images, tell_few_steps
@@ -48,9 +49,10 @@ def check(config: ml_collections.ConfigDict | RunSettings) -> bool:
 
   Raises:
     FileNotFoundError: the weights are a path that does not exist.
-    ValueError: the weights are a name that timm does not have.
+    ValueError: a field is wrong, or the weights are a name that timm does not have.
   """
   settings = check_config(config)
+  runs_of(settings)  # which checks the fields of each
   weights = str(hub_name(settings.model.weights))
   if ':' not in weights and weights not in fetch.SHORTCUTS:  # neither an address nor on a hub
     fetch.fetch(weights)

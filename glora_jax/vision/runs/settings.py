@@ -479,6 +479,8 @@ class RunSettings(Section):
     super().__post_init__()
     check_structures('structure', [self.structure], files=True)
     check_structures('presets', self.presets or (), (GRADIENT,))
+    if self.suite.structures or self.suite.budgets:
+      return  # each run has others, and checks them (`cells.runs_of`)
     if mistakes := [*_mistakes(self)]:
       raise ValueError('\n'.join(mistakes))
 

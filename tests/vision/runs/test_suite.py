@@ -210,6 +210,21 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   assert gradient.allocation.head_rate == 2 * settings.training.learning_rate
 
 
+@pytest.mark.parametrize(
+  'fields, structures',
+  [
+    ({'training.epochs': 2, 'suite.structures': ('bitfit', 'lora:1')}, ['bitfit', 'lora:1']),
+    ({'protocol': 'paper', 'suite.structures': ('search',)}, ['search']),
+    ({'structure': 'transfer', 'suite.budgets': (900,)}, ['transfer']),
+  ],
+)
+def test_a_suite_checks_the_structures_and_budgets_that_it_trains_and_no_others(fields, structures):
+  config = changed(default_config(), structure='gradient', training__warmup_epochs=0)
+  config.update_from_flattened_dict(fields)
+  runs = cells.runs_of(check_config(config)).values()
+  assert [run.settings.structure for run in runs] == structures
+
+
 def test_a_check_before_a_learning_rate_is_chosen_writes_nothing(run_config, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   settings, folder, shared = check_config(run_config), str(tmp_path / 'run'), str(tmp_path / 'all')
