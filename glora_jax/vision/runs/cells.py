@@ -25,7 +25,8 @@ from glora_jax.vision.runs.stages.allocation import head_recipe
 from glora_jax.vision.runs.terminal import user_errors
 from glora_jax.vision.structure_names import file_name
 
-FINETUNING_SHARE = 0.5  # of the supernet's learning rate, for finetuning a searched structure
+# Of the supernet's learning rate, for finetuning a searched structure if the config has no rate.
+FINETUNING_SHARE = 0.5
 
 
 class Run(NamedTuple):
@@ -50,8 +51,9 @@ def runs_of(
   epochs: `training.epochs` includes the finetuning of a search, and the head and the gradient of an
   allocation.
 
-  A run that tries a rate reads no test images, and has a seed that no tested run has. If there are
-  several budgets, it has the largest.
+  A run that tries a rate is not tested, and has a seed that no tested run has. If there are several
+  budgets, it has the largest. A rate of the suite replaces `training.learning_rate`, and
+  `finetune.learning_rate` keeps its ratio to it.
 
   Args:
     settings: the suite's settings.
@@ -93,6 +95,11 @@ def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
   by_task = settings_by_task(settings.suite.settings, settings.task, 'suite.settings')
   for name, own in by_task.items():
     try:
+      if suite.rates and (given := own.get('training')):
+        raise ValueError(
+          f'learning_rate={given["learning_rate"]} has no effect, because suite.rates chooses one; '
+          'leave one of the two out.'
+        )
       found[name] = _replace(settings, {**own, 'task': name, 'suite': suite})
     except (TypeError, ValueError) as error:
       raise ValueError(f'suite.settings of {name}: {error}') from error
@@ -122,9 +129,12 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
       )
     fields['training']['epochs'] = epochs
   if rate is not None:
+    training, finetuning = own.training.learning_rate, own.finetune.learning_rate
+    share = FINETUNING_SHARE if finetuning is None else finetuning / training
     fields['training']['learning_rate'] = rate
-    fields['finetune'] = {'learning_rate': FINETUNING_SHARE * rate}
-    fields['allocation'] = {'head_rate': head_recipe(own).learning_rate}  # which rates share
+    fields['finetune'] = {'learning_rate': share * rate}
+    # The same for all rates, which therefore share a gradient.
+    fields['allocation'] = {'head_rate': head_recipe(own).learning_rate}
   if cell.rate is not None:
     fields.update(test=False, train_on='train', presets=None, report={'result': ()})
   return _replace(own, fields)

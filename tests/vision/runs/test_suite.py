@@ -206,7 +206,7 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   # All of them see the images as often; a gradient's training is shortened when it runs.
   epochs = search.training.epochs + search.finetune.epochs
   assert lora.training.epochs == gradient.training.epochs == epochs
-  # The head does not depend on the rate that is tried.
+  # The head does not depend on the rate that is tried, so that all of them share one gradient.
   assert gradient.allocation.head_rate == 2 * settings.training.learning_rate
 
 
@@ -331,9 +331,14 @@ def test_a_rate_that_diverged_wins_no_tie():
   assert suite.best_on_val(rows, 'by') == 0.01
 
 
-def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_half():
+@pytest.mark.parametrize('given, finetuned_at', [(None, 2e-3), (1e-5, 4e-5)])
+def test_a_search_is_trained_at_the_best_rate_and_finetuned_at_the_same_share_of_it(
+  given, finetuned_at
+):
+  """The config finetunes at half of its rate, 1e-3, or at a hundredth."""
   config = default_config()
   config.update(structure='search', budget=20_000, presets=None)
+  config.training.learning_rate, config.finetune.learning_rate = 1e-3, given
   config.suite.update(structures=('search',), rates=(1e-3, 4e-3))
   settings = check_config(config)
   trials, _ = grid_of(settings)
@@ -346,4 +351,11 @@ def test_a_search_is_trained_at_the_best_rate_that_was_tried_and_finetuned_at_ha
   chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy')
   [run] = grid_of(settings, chosen)[1].values()
   assert run.settings.training.learning_rate == 4e-3
-  assert run.settings.finetuning.learning_rate == 2e-3
+  assert run.settings.finetuning.learning_rate == pytest.approx(finetuned_at)
+
+
+def test_a_rate_of_a_task_that_rates_would_replace_is_refused():
+  config = changed(get_config('vtab', 'all'), suite__rates=(1e-3,))
+  config.suite.settings = {'cifar100': {'budget': 9}, 'dtd': {'learning_rate': 1e-4}}
+  with pytest.raises(UserError, match=r'of vtab/dtd: learning_rate=0\.0001 has no effect'):
+    runs_of(config)
