@@ -92,6 +92,25 @@ def tell_result(result: Result) -> str:
   return Markup('The result {}: <code>{}</code>.').format(why, chosen['label'])
 
 
+def tell_rates(pivot: Pivot) -> str:
+  """That baselines have no learning rate of their own; empty if there are none."""
+  board, rows = pivot.board, [row for row in pivot.rows if row.run in pivot.board.tested]
+  results = {row.run: row.rate for row in rows if row.role == 'result'}
+  is_same = [
+    row.rate == results[row.run]
+    for row in rows
+    if row.run in results and row.role == '' and row.structure not in (SEARCH, SUPERNET)
+  ]
+  if not is_same:
+    return ''
+  whose = 'result' if all(is_same) else 'supernet'
+  favors = 'favors' if len(board.tested) < len(board.cells) else 'may favor'  # it was tuned
+  return (
+    f"The baselines were trained at the {whose}'s learning rate, so the comparison {favors} the "
+    'result. Suites of suite.structures with suite.rates tune each structure.'
+  )
+
+
 def tell_best(pivot: Pivot) -> str:
   """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
   board, methods = pivot.board, pivot.methods

@@ -85,7 +85,11 @@ def write_run(
     workdir,
     what='a run',
     heading=result['task'],
-    verdict=[accuracy.tell_verdict(result), accuracy.tell_result(result)],
+    verdict=[
+      accuracy.tell_verdict(result),
+      accuracy.tell_result(result),
+      accuracy.tell_rates(pivot),
+    ],
     warnings=warnings(board),
     figures=[
       (f'{pivot.headline} accuracy', f'{best.cells[pivot.headline]}%', interval),
@@ -122,7 +126,7 @@ def write_board(board: Board, workdir: str) -> None:
     workdir,
     what=f'{len(board.results)} of {len(board.cells)} runs of {board.title}',
     heading=family.title if family and board.by_task else board.title,
-    verdict=[accuracy.tell_best(pivot)],
+    verdict=[accuracy.tell_best(pivot), accuracy.tell_rates(pivot)],
     warnings=warnings(board),
     sections=[
       Section('accuracy', 'Accuracy', accuracy.blocks_of(pivot)),

@@ -12,6 +12,7 @@ import pytest
 from glora_jax import main
 from glora_jax.vision.data import record
 from glora_jax.vision.reports import page, table
+from glora_jax.vision.reports.table import Board, Cell
 
 
 def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
@@ -66,6 +67,28 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   text = ' '.join(root.text.split())
   assert 'supernet, epoch 2: 75' in text  # the title of a point
   assert pages.MADE['command'] in text
+
+
+@pytest.mark.parametrize('rate, whose', [(1e-3, 'result'), (2e-3, 'supernet')])
+def test_a_page_begins_with_whose_learning_rate_the_baselines_have(
+  rate, whose, tmp_path, allocation
+):
+  findings = pages.make_findings(allocation)
+  for name in ('linear', 'lora', 'gradient'):
+    findings.result['structures'][name]['rate'] = rate
+  told = f"The baselines were trained at the {whose}'s learning rate, so the comparison may favor"
+  assert told in pages.write_run(tmp_path, findings).all('header')[0].words()
+
+
+def test_a_suite_that_tuned_the_rate_of_its_result_says_that_its_baselines_have_the_same(
+  tmp_path, allocation
+):
+  findings = pages.make_findings(allocation)
+  cells = {'rate': Cell('pets', '', None, 1000, 1e-3), 'tested': Cell('pets')}
+  board = Board('pets', cells, {'tested': findings.result})
+  assert 'so the comparison favors the' in pages.write_board(tmp_path, board).words()
+  grid = pages.write_board(tmp_path, pages.make_grid(allocation))
+  assert 'The baselines' not in grid.words()
 
 
 @pytest.mark.parametrize('number', [3, 20, 21])
