@@ -276,13 +276,16 @@ def paragraph(*sentences: Any) -> Markup:
 
 
 def sentence_case(text: str) -> str:
-  """Text with a capital first letter, unless that is a preset's with its rank.
+  """Text with a capital first letter, unless that is a preset's with its rank, or a path's.
 
   Example:
     >>> sentence_case('lora:2 is best'), sentence_case('the best is lora:2')
     ('lora:2 is best', 'The best is lora:2')
+    >>> sentence_case('a/genome.json is best')
+    'a/genome.json is best'
   """
-  return text if ':' in text.partition(' ')[0] else text[:1].upper() + text[1:]
+  is_name = not {':', '/', '.'}.isdisjoint(text.partition(' ')[0])
+  return text if is_name else text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:

@@ -12,14 +12,16 @@ import pytest
 from few_shot_lists import write_few_shot_lists
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
-from tiny_runs import changed, start_command, wait_for
+from tiny_runs import changed, context_of, start_command, wait_for
 
 from glora_jax import main
 from glora_jax.errors import UserError
 from glora_jax.files import read_json
+from glora_jax.method.genomes import count_params, genome_to_json
+from glora_jax.method.presets import preset
 from glora_jax.vision.data import tfds as tfds_lib
 from glora_jax.vision.data.tasks import vtab
-from glora_jax.vision.reports.table import Board, Cell
+from glora_jax.vision.reports.table import Board, Cell, pivot_of
 from glora_jax.vision.runs import cells, suite
 from glora_jax.vision.runs.config import check_config, default_config
 from glora_jax.vision.runs.context import never
@@ -301,6 +303,24 @@ def test_a_suite_without_a_test_freezes_no_list_and_one_of_all_once_it_is_to_be_
 
   board = suite.run(changed(config, test=True), str(tmp_path), look)
   assert [*read_json(tmp_path / 'test_list.json', 'test list')['runs']] == [*board.results]
+
+
+def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  spec = context_of(run_config, tmp_path / 'run').adapted.spec
+  for folder, name in (('a', 'linear'), ('b', 'bitfit')):
+    path = tmp_path / folder / 'genome.json'
+    path.parent.mkdir()
+    path.write_text(json.dumps(genome_to_json(spec, preset(spec, name))))
+  config = changed(run_config, test=False, budget=None)
+  config.training.update(epochs=1, warmup_epochs=0)
+  config.suite.structures = ('a/genome.json', 'b/genome.json')
+  rows = pivot_of(suite.run(config, 'suite')).methods
+  params = [int(count_params(spec, preset(spec, name))) for name in ('linear', 'bitfit')]
+  assert [(row.label, row.parameters.value) for row in rows] == [
+    ('a/genome.json', params[0]),
+    ('b/genome.json', params[1]),
+  ]
 
 
 @pytest.mark.full

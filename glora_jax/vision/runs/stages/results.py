@@ -7,7 +7,6 @@ run's output.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -317,7 +316,7 @@ def _describe(
   settings, row, candidate = context.settings, listed.rows[name], listed.candidates[name]
   spec, task = candidate.adapted.spec, context.task
   is_finetuned = name == SEARCH and settings.finetunes
-  titles = {**TITLES, FILE: os.path.basename(settings.structure)}
+  titles = {**TITLES, FILE: settings.structure}
   label = 'searched, finetuned' if is_finetuned else titles.get(name) or preset_label(spec, name)
   recipe = settings.finetuning if is_finetuned else settings.training
   found = {
