@@ -39,7 +39,7 @@ def blocks_of(pivot: Pivot) -> Blocks:
 
 
 def tell_verdict(result: Result) -> str:
-  """The result's accuracy, against the linear probe and the best other structure.
+  """The result's accuracy, against the linear probe and the best other structure on validation.
 
   Example:
     >>> linear = {'label': 'linear probe', 'params': 0, 'test_accuracy': 0.5}
@@ -55,14 +55,26 @@ more than the linear probe.'
   split, title = ('test', 'test') if 'test_accuracy' in chosen else ('val', 'validation')
   others = {name: other for name, other in structures.items() if 'against_result' in other}
   rivals = [name for name in others if name not in ('linear', SUPERNET)]
-  best = max(rivals, key=lambda name: others[name]['test_accuracy'], default='')
-  against = [_against(chosen, others[name], name) for name in others if name in ('linear', best)]
+  if len(rivals) > 1:
+    rivals = _best_on_val({name: others[name] for name in rivals})
+  against = [_against(chosen, others[name], name) for name in others if name in ('linear', *rivals)]
   told = (
     f'{sentence_case(_THE.get(result["result"], chosen["label"]))} classifies '
     f'{100 * chosen[f"{split}_accuracy"]:.1f}% of {result["data"]["images"][split]:,} {title} '
     f'images correctly with {chosen["params"]:,} trained parameters'
   )
   return f'{", ".join(filter(None, [told, " and ".join(against)]))}.'
+
+
+def _best_on_val(structures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """The best structure on the validation images, the smallest of equal ones; none without these."""
+  shares = {
+    name: found.get('val_balanced_accuracy', found['val_accuracy'])
+    for name, found in structures.items()
+  }
+  if None in shares.values():
+    return []
+  return [max(shares, key=lambda name: (shares[name], -structures[name]['params']))]
 
 
 def _against(chosen: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
@@ -112,18 +124,27 @@ def tell_rates(pivot: Pivot) -> str:
 
 
 def tell_best(pivot: Pivot) -> str:
-  """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's."""
+  """The accuracy of the result, or of the best structure of a grid, with the published GLoRA's.
+
+  The validation images say which one is the best.
+  """
   board, methods = pivot.board, pivot.methods
   title = methods and pivot.headline
   if not title:
     return f'{len(board.results)} of {len(board.cells)} runs are done, too few for a mean.'
   best, candidates = pivot.best, pivot.candidates
+  if best is None:
+    return (
+      f'{len(board.results)} of {len(board.cells)} runs are done. None of {len(candidates)} '
+      'structures is called the best: there is no validation accuracy to choose by, and test '
+      'accuracy must not choose.'
+    )
   name, number = best.label, best.cells[title]
   accuracy = f'{number._replace(total=0)}%'
   if board.is_grid and len(candidates) > 1:
-    tied = sum(method.cells[title].value == number.value for method in candidates) - 1
+    tied = sum(pivot.validation(each) == pivot.validation(best) for each in candidates) - 1
     others = f' (tied with {tied} {"others" if tied > 1 else "other"})' if tied else ''
-    name = f'the most accurate of {len(candidates)} structures is {name}{others}'
+    name = f'the best of {len(candidates)} structures on the validation images is {name}{others}'
   name = sentence_case(name)
   if is_mean(title):
     theirs = [each.cells[title] for each in methods if each.label == 'GLoRA']
@@ -136,7 +157,8 @@ def tell_best(pivot: Pivot) -> str:
 def tell_gains(pivot: Pivot) -> list[str]:
   """A sentence for every structure that a grid chose, against the best fixed one in its budget.
 
-  The best fixed structure is the most accurate one. Differences are between runs of the same seed.
+  The best fixed structure is that on the validation images; without these there is no sentence,
+  unless only one fits. Differences are between runs of the same seed.
   """
   title = pivot.headline
   if not title or not pivot.board.is_grid:
@@ -147,9 +169,8 @@ def tell_gains(pivot: Pivot) -> list[str]:
     if budget is None:  # it was not chosen within one
       continue
     rivals = [each for each in pivot.ours if each.is_fixed and each.parameters.value <= budget]
-    if not rivals:
+    if (best := pivot.best_of(rivals)) is None:
       continue
-    best = max(rivals, key=lambda each: each.cells[title].value)
     theirs, own = best.cells[title].repeats, method.cells[title].repeats
     gain = Number({run: own[run] - theirs[run] for run in own if run in theirs})
     paired = '' if gain.deviation is None else '; differences at the same seed'
@@ -199,15 +220,16 @@ def plot_of_tasks(pivot: Pivot) -> DotPlot:
   best = pivot.best
   ordered = sorted(pivot.methods, key=lambda method: _SHAPES.index(method.style[2]))
   rows = []
-  for title, number in best.cells.items():
+  for title in pivot.methods[0].cells:
     marks = [
       Mark((cell.value,), f'{method.label}: {cell}', *method.style[1:])
       for method in reversed(ordered)
       if (cell := method.cells[title]).done
     ]
-    rows.append(Dots(title, str(number), marks, is_strong=is_mean(title)))
+    number = '' if best is None else str(best.cells[title])
+    rows.append(Dots(title, number, marks, is_strong=is_mean(title)))
   return DotPlot(
-    f'Test accuracy in %; numbers are for {best.label}',
+    'Test accuracy in %' + ('' if best is None else f'; numbers are for {best.label}'),
     Axis('', [0, 20, 40, 60, 80, 100]),
     rows,
     list(dict.fromkeys(method.style for method in ordered)),

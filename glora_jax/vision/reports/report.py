@@ -74,8 +74,8 @@ def write_run(
   board = board_of_run(result)
   pivot = pivot_of(board)
   table.write(workdir, pivot.rows)
-  best = pivot.best
-  low, high = accuracy.ends_of(pivot, best)
+  chosen = pivot.result
+  low, high = accuracy.ends_of(pivot, chosen)
   interval = f'{low:.1f} to {high:.1f} (95%)'
   devices = dict.fromkeys(made['device'].partition(';')[0] for made in result['provenance'])
   has_gradient = result.get('allocation', {}).get('epochs')
@@ -92,8 +92,8 @@ def write_run(
     ],
     warnings=warnings(board),
     figures=[
-      (f'{pivot.headline} accuracy', f'{best.cells[pivot.headline]}%', interval),
-      ('trained parameters', str(best.parameters), 'without the head'),
+      (f'{pivot.headline} accuracy', f'{chosen.cells[pivot.headline]}%', interval),
+      ('trained parameters', str(chosen.parameters), 'without the head'),
       ('time', duration(sum(result['seconds'].values())), ', '.join(devices)),
     ],
     sections=[
@@ -250,12 +250,7 @@ def rates(pivot: Pivot) -> Blocks:
   columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
   rows = []
   for folder, same in group_by(tried, lambda row: os.path.dirname(row.run)).items():
-    shares = {
-      board.cells[row.run].rate: row.accuracy
-      if row.balanced_accuracy is None
-      else row.balanced_accuracy
-      for row in same
-    }
+    shares = {board.cells[row.run].rate: row.chooses_by for row in same}
     best = max(shares.values())
     cells = {
       rate: Markup('<strong>{}</strong>' if share == best else '{}').format(percent(share))

@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+import statistics
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -194,6 +195,11 @@ class Row(NamedTuple):
   def is_published(self) -> bool:
     """Whether it was published; the others were measured by our runs."""
     return self.protocol == 'published'
+
+  @property
+  def chooses_by(self) -> float:
+    """What validation images choose by: balanced accuracy, if it was measured (`report.metric`)."""
+    return self.accuracy if self.balanced_accuracy is None else self.balanced_accuracy
 
 
 def rows_of(board: Board) -> list[Row]:
@@ -420,12 +426,42 @@ class Pivot(NamedTuple):
     return counts['val' if self.headline == 'validation' else self.headline]
 
   @property
-  def best(self) -> Method:
-    """The most accurate structure of a grid, the smallest of equal ones; elsewhere the result."""
-    title = self.headline
-    if not self.board.is_grid or not title:
-      return next((method for method in self.methods if method.is_strong), self.methods[0])
-    return max(self.candidates, key=lambda each: (each.cells[title].value, -each.parameters.value))
+  def result(self) -> Method:
+    """The result of a run, or of the runs of a suite that is no grid."""
+    return next((method for method in self.methods if method.is_strong), self.methods[0])
+
+  @property
+  def best(self) -> Method | None:
+    """The result; of a grid, the best structure on the validation images, see `best_of`."""
+    return self.best_of(self.candidates) if self.board.is_grid else self.result
+
+  def best_of(self, methods: Sequence[Method]) -> Method | None:
+    """The method with the highest validation accuracy, the smallest of equal ones.
+
+    None if there is none, or if several were trained on the validation images: test accuracy never
+    chooses.
+    """
+    if len(methods) < 2:
+      return next(iter(methods), None)
+    found = [(self.validation(each), -each.parameters.value) for each in methods]
+    if any(share is None for share, _ in found):
+      return None
+    return methods[found.index(max(found))]
+
+  def validation(self, method: Method) -> float | None:
+    """A method's mean on the validation images over the tasks that all methods have finished."""
+    runs = {
+      row.run
+      for row in method.rows
+      if not self.board.by_task
+      or all(each.cells[_line_of(self.board, row)].complete for each in self.ours)
+    }
+    shares = [
+      row.chooses_by
+      for row in self.rows
+      if row.run in runs and row.split == 'val' and row.structure == method.rows[0].structure
+    ]
+    return statistics.fmean(shares) if runs and len(shares) == len(runs) else None
 
 
 def is_mean(title: str) -> bool:

@@ -21,6 +21,19 @@ def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is
   assert ', the same accuracy as the linear probe and ' in accuracy.tell_verdict(result)
 
 
+def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_images(allocation):
+  result = pages.make_findings(allocation).result
+  lora, gradient = (result['structures'][name] for name in ('lora', 'gradient'))
+  assert lora['test_accuracy'] < gradient['test_accuracy']
+  lora['val_accuracy'] = 0.9
+  assert '5.0 points more than lora:2' in accuracy.tell_verdict(result)
+  lora['val_accuracy'] = gradient['val_accuracy'] = None
+  told = accuracy.tell_verdict(result)
+  assert 'lora:2' not in told
+  assert 'the linear probe' in told
+  assert "the gradient's structure" not in told
+
+
 def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
   result = pages.make_findings(allocation).result
   structures = result['structures']

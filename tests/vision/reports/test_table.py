@@ -157,6 +157,11 @@ def summary(board):
   return [line for line in lines if line.startswith('|')][2:]
 
 
+def told_gains(board):
+  """The sentences on what a grid chose."""
+  return '\n'.join(accuracy.tell_gains(pivot_of(board)))
+
+
 def test_a_grids_table_has_means_and_spreads_in_the_order_of_parameters(allocation):
   assert summary(pages.make_grid(allocation)) == [
     '| linear probe | 0 | 50.0 ± 0.0 | 81.0 ± 1.4 | 0.001 | 30 |',
@@ -188,18 +193,68 @@ def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(allocation):
   assert table.rows_of(board) == rows
 
 
+def set_validation(board, **shares):
+  """Gives structures of a grid another accuracy on the validation images."""
+  for name in board.tested:
+    for structure, found in board.results[name]['structures'].items():
+      found['val_accuracy'] = shares.get(structure, found['val_accuracy'])
+
+
+def test_validation_accuracy_chooses_the_best_of_a_grid_and_the_best_within_a_budget(
+  allocation, tmp_path
+):
+  board = pages.make_grid(allocation)
+  set_validation(board, lora=0.7, linear=0.6, gradient=0.7, search=0.65)
+  head = pages.write_board(tmp_path, board).all('header')[0].words()
+  assert 'on the validation images is gradient, at most 60 (tied with 1 other): 95.0' in head
+  set_validation(board, lora=0.75, linear=0.8)  # the test accuracy of LoRA is higher
+  head = pages.write_board(tmp_path, board).all('header')[0].words()
+  assert 'The best of 5 structures on the validation images is linear probe: 81.0' in head
+  assert 'Searched, at most 200: +10.0 ± 1.4 points against linear probe' in told_gains(board)
+
+
+def test_a_grid_without_validation_accuracy_has_no_best(allocation, tmp_path):
+  board = pages.make_grid(allocation)
+  for result in board.results.values():
+    for found in result['structures'].values():
+      found['val_accuracy'] = None
+  head = pages.write_board(tmp_path, board).all('header')[0].words()
+  assert '12 of 12 runs are done. None of 5 structures is called the best' in head
+  assert 'Searched, at most 200' not in told_gains(board)  # two fixed ones are within that budget
+  assert 'Gradient, at most 60: +14.0 ± 1.4 points against linear probe' in told_gains(board)
+
+
+def test_means_over_tasks_are_compared_on_the_validation_images_of_the_tasks_that_are_done():
+  """On validation BitFit is better on both tasks that are done, and LoRA by far on the third."""
+  cells, results = {}, {}
+  shares = {'dtd': {'lora': 0.5, 'bitfit': 0.6}, 'svhn': {'lora': 0.5, 'bitfit': 0.6}}
+  for task, by_name in {**shares, 'caltech101': {'lora': 1.0}}.items():
+    for name in ('lora', 'bitfit'):
+      folder = f'{task}/{name}/0'
+      cells[folder] = Cell(f'vtab/{task}', name)
+      if name in by_name:
+        tested = 0.9 if name == 'lora' else 0.8
+        results[folder] = pages.grid_result(f'vtab/{task}', name, None, 0, 9, tested, {})
+        results[folder]['structures'][name]['val_accuracy'] = by_name[name]
+  pivot = pivot_of(Board('vtab/all', cells, results))
+  assert pivot.headline == 'mean of the 2 that are done'
+  assert pivot.best.rows[0].structure == 'bitfit'
+  told = accuracy.tell_best(pivot)
+  assert 'The best of 2 structures on the validation images is bitfit: 80.0%' in told
+
+
 def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it(
   allocation, tmp_path
 ):
   board = pages.make_grid(allocation)
+  set_validation(board, gradient=0.6)
   for seed in (0, 1):
     structures = board.results[f'search-200/{seed}']['structures']
-    structures['supernet'] = {**structures['search'], 'label': 'inherited', 'test_accuracy': 0.99}
+    inherited = {'label': 'inherited', 'val_accuracy': 0.99, 'test_accuracy': 0.99}
+    structures['supernet'] = {**structures['search'], **inherited}
   head = pages.write_board(tmp_path, board).all('header')[0].words()
-  assert (
-    'The most accurate of 5 structures is gradient, at most 60 (tied with 1 other): 95.0' in head
-  )
-  assert '| inherited, at most 200 | 150 | 50.0 ± 0.0 | 99.0 ± 0.0 | 0.001 | 30 |' in summary(board)
+  assert 'images is gradient, at most 60: 95.0' in head
+  assert '| inherited, at most 200 | 150 | 99.0 ± 0.0 | 99.0 ± 0.0 | 0.001 | 30 |' in summary(board)
   cells = {'lora/0': board.cells['lora/0']}
   head = pages.write_board(tmp_path, Board('digits', cells, board.results)).all('header')[0].words()
   assert 'Lora: 90.0% test accuracy with 180 trained parameters.' in head
@@ -207,12 +262,11 @@ def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it
 
 def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
   board = pages.make_grid(allocation)
-  told = '\n'.join(accuracy.tell_gains(pivot_of(board)))
-  assert 'Searched, at most 200: +2.0 ± 1.4 points against lora' in told
+  set_validation(board, lora=0.6)
+  assert 'Searched, at most 200: +2.0 ± 1.4 points against lora' in told_gains(board)
   del board.results['lora/0'], board.results['linear/0']  # only seed 1 has a pair
-  told = '\n'.join(accuracy.tell_gains(pivot_of(board)))
-  assert 'Searched, at most 200: +3.0 points against lora' in told
-  assert 'Gradient, at most 60: +13.0 points against linear probe' in told
+  assert 'Searched, at most 200: +3.0 points against lora' in told_gains(board)
+  assert 'Gradient, at most 60: +13.0 points against linear probe' in told_gains(board)
 
 
 def test_a_failed_seed_is_missing_from_the_mean_and_named_above_it(allocation, tmp_path):
