@@ -48,7 +48,7 @@ def tell_run(result: Result, spec: Spec) -> str:
   made = f'A pretrained model was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
     made = 'All weights of a pretrained model were trained, without an adapter.'
-  searched, kept = '', 'No test image was read, and no model was kept.'
+  searched, kept = '', 'No model was evaluated on the test images, and none was kept.'
   if result['evaluations'] is not None:
     split, number = searched_images(result)
     budget, largest = result['budget'], count_params(spec, spec.num_codes - 1)

@@ -62,9 +62,10 @@ PALETTES = {
   }
   for at, theme in enumerate(('light', 'dark'))
 }
-# On the pages of a run and of a suite.
+# On the pages of a run and of a suite. Test images are decoded at each start, to find copies.
 TEST_LIST = Markup(
-  'Everything tested is in <code>test_list.json</code>, written before the test images were read.'
+  'Everything tested is in <code>test_list.json</code>, written before any of it was evaluated on '
+  'the test images.'
 )
 _SECTION = re.compile('<section id="([^"]+)".*?</section>', re.DOTALL)
 _WARNING = re.compile('<p class="warning">.*?</p>', re.DOTALL)

@@ -179,7 +179,10 @@ def summary_of_suite(board: Board, workdir: str) -> str:
 
 
 def warnings(board: Board) -> list[str]:
-  """The paper's protocol; runs that failed or learned nothing, by reason, and a remedy."""
+  """The paper's protocol; runs that failed or learned nothing, by reason, and a remedy.
+
+  Before them the runs that were trained when others had been tested.
+  """
   troubles = [(board.failed[name], name) for name in board.tested if name in board.failed]
   for name in filter(board.results.get, board.tested):
     for found in board.results[name]['structures'].values():
@@ -190,7 +193,16 @@ def warnings(board: Board) -> list[str]:
     f'{", ".join(name for _, name in same)}: {reason}'
     for reason, same in group_by(troubles, lambda trouble: trouble[0]).items()
   ]
-  return [PAPER_LABEL if board.is_paper else '', *sentences, _REMEDY if sentences else '']
+  late = (
+    f'{", ".join(board.late)}: added to test_list.json after other runs had been tested, because '
+    'an earlier start failed or lacked data.'
+  )
+  return [
+    PAPER_LABEL if board.is_paper else '',
+    late if board.late else '',
+    *sentences,
+    _REMEDY if sentences else '',
+  ]
 
 
 def structures(pivot: Pivot) -> Blocks:
@@ -226,9 +238,11 @@ def runs(board: Board, workdir: str) -> Blocks:
       found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
+  is_first = board.results and not (board.is_paper or board.late)
+  has_list = os.path.exists(os.path.join(workdir, 'test_list.json'))
   blocks: Blocks = [
     Table(f'All {len(rows)} runs', titles, rows, text_columns=3, is_folded=len(rows) > page.LONG),
-    TEST_LIST if os.path.exists(os.path.join(workdir, 'test_list.json')) else '',
+    TEST_LIST if has_list and is_first else '',
   ]
   if board.missing:
     blocks += [

@@ -79,6 +79,7 @@ class Board:
     results: content of `result.json` of every finished run, by name.
     missing: the data that a run lacks and how to get it, by name.
     failed: the error of a failed run, by name.
+    late: names of the runs that were listed for the test after others had been tested.
   """
 
   title: str
@@ -86,6 +87,7 @@ class Board:
   results: dict[str, Result] = dataclasses.field(default_factory=dict)
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
+  late: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def waiting(self) -> list[str]:

@@ -4,12 +4,14 @@
               dtd/lora:8/42/ (a run)  dtd/lora:8/rate-0.001/ (one that tries a rate)  ...
 
 All runs are checked before the first one starts. Those that try learning rates come first. Then all
-others train, the list of structures to test is written to disk, and only then the first one reads
-test images. Stages that several runs need, such as a linear probe, run once, in `shared/`.
+others train, the list of structures to test is written to disk, and only then the first one is
+tested. Stages that several runs need, such as a linear probe, run once, in `shared/`.
 
 Tasks whose data is missing are listed with the missing data. A run that fails is listed with its
-error, and the rest continues. The table is made only from each run's `result.json`, so the same
-command resumes: finished runs are read, interrupted ones continue, failed ones are tried again.
+error, and the rest continues. If it is trained at a later start, when others have been tested, the
+list and the page say so: to wait for it would withhold the tests of all others. The table is made
+only from each run's `result.json`, so the same command resumes: finished runs are read, interrupted
+ones continue, failed ones are tried again.
 """
 
 from __future__ import annotations
@@ -96,6 +98,7 @@ def run(
       stack.enter_context(claim(workdir, tasks=parts))
       folders = [phases.folder(name) for name in board.cells]
       changes_of(settings, workdir, fields_read(settings), folders)
+      board.late = _read_lists(workdir)['late']
     # An earlier start may have left a run without the test.
     unfinished = {
       name: run for name, run in runs.items() if not _is_done(run.settings, phases.folder(name))
@@ -246,16 +249,18 @@ class _Phases:
     Returns:
       All lists, in the order of the runs.
     """
-    path = os.path.join(self.workdir, TEST_LIST)
-    lists = read_json(path, 'test list', _TestLists)['runs'] if os.path.exists(path) else {}
+    lists = _read_lists(self.workdir)['runs']
+    is_late = any(has_test_list(self.folder(name)) for name in lists)
     untrained = {name: run for name, run in runs.items() if name not in lists}
     trained: dict[str, Any] = {}
     self.execute('Training', _train, untrained, trained)
     every = {**lists, **trained}
     lists = {name: every[name] for name in self.board.cells if name in every}
+    self.board.late += trained if is_late else ()
     with meshes.primary_first('suite/list'):
       if meshes.primary() and trained:
-        write_json(path, {'runs': lists}, 'test list')
+        path = os.path.join(self.workdir, TEST_LIST)
+        write_json(path, {'runs': lists, 'late': self.board.late}, 'test list')
     return lists
 
   def write(self) -> None:
@@ -277,6 +282,17 @@ def best_on_val(rows: Mapping[float, Any], by: str) -> float:
 
 class _TestLists(TypedDict):
   runs: dict[str, Any]
+  late: list[str]
+
+
+def _read_lists(workdir: str) -> _TestLists:
+  """The lists of an earlier start; empty before it wrote them."""
+  path = os.path.join(workdir, TEST_LIST)
+  return (
+    read_json(path, 'test list', _TestLists)
+    if os.path.exists(path)
+    else _TestLists(runs={}, late=[])
+  )
 
 
 def _is_done(settings: RunSettings, folder: str) -> bool:

@@ -148,7 +148,7 @@ def test_a_run_without_a_test_has_a_page_of_validation_accuracies(tmp_path, allo
   root = pages.write_run(tmp_path, dataclasses.replace(findings, outcome=None))
   assert 'classifies 80.0% of 10 validation images correctly' in root.all('header')[0].words()
   assert root.rows()[0] == ['structure', 'parameters', 'validation']
-  assert 'No test image was read' in root.words()
+  assert 'No model was evaluated on the test images' in root.words()
   assert 'test_list.json' not in root.words()
   assert not {'Errors', 'Use it'} & {heading.words() for heading in root.all('h2')}
 
@@ -158,6 +158,18 @@ def test_the_list_of_what_is_tested_is_named_once_it_exists(tmp_path, allocation
   assert 'test_list.json' not in pages.write_board(tmp_path, board).words()
   (tmp_path / 'test_list.json').touch()
   assert page.TEST_LIST.striptags() in pages.write_board(tmp_path, board).words()
+
+
+@pytest.mark.parametrize('protocol, late', [('paper', []), ('honest', ['dtd'])])
+def test_a_list_that_was_written_after_an_evaluation_is_not_called_the_first(
+  protocol, late, tmp_path, make_board
+):
+  board = make_board({'vtab/dtd': 70.0}, protocol=protocol)
+  board.late = late
+  (tmp_path / 'test_list.json').touch()
+  text = pages.write_board(tmp_path, board).words()
+  assert page.TEST_LIST.striptags() not in text
+  assert ('dtd: added to test_list.json after other runs had been tested' in text) == bool(late)
 
 
 def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):

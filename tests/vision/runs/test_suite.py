@@ -323,6 +323,25 @@ def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_pa
   ]
 
 
+def test_a_run_that_is_trained_after_others_were_tested_is_marked_in_the_list_and_on_the_page(
+  run_config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  spec = context_of(run_config, tmp_path / 'run').adapted.spec
+  config = changed(run_config, budget=None)
+  config.training.update(epochs=1, warmup_epochs=0)
+  config.suite.structures = ('linear', 'mine.json')
+  assert [*suite.run(config, 'suite').failed] == ['mine.json/42']
+  assert read_json('suite/test_list.json', 'test list')['late'] == []
+  genome = genome_to_json(spec, preset(spec, 'bitfit'))
+  (tmp_path / 'mine.json').write_text(json.dumps(genome))
+  for _ in range(2):  # the last start only reads
+    assert len(suite.run(config, 'suite').results) == 2
+    assert read_json('suite/test_list.json', 'test list')['late'] == ['mine.json/42']
+    text = html_pages.read(tmp_path / 'suite').all('header')[0].words()
+    assert 'mine.json/42: added to test_list.json after other runs had been tested' in text
+
+
 @pytest.mark.full
 def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(run_config, tmp_path):
   config = changed(grid(run_config), suite__seeds=1, suite__structures=('linear', 'bitfit'))

@@ -1,7 +1,7 @@
 """The last stages: the list of the tested structures, the test, and the report.
 
-The list is frozen to disk before the test images are read. The report folds the result and writes a
-run's output.
+The list is frozen to disk before anything is evaluated on the test images. The report folds the
+result and writes a run's output.
 """
 
 from __future__ import annotations
