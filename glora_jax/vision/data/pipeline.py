@@ -194,14 +194,16 @@ def open_images(
           decoded[split] = decoded[split][readable]
     _require_enough(task, splits)
     everything = _all(rows)
+    copies = record.tell_copies(everything)
     if everything != old:
-      record.warn_of_copies(task.name, everything)
+      for sentence in copies:
+        log.warning('%s: %s', task.name, sentence)
       if folder is not None and meshes.primary():
         record.write(folder, everything)
   if number := sum(bool(row.fault) for row in everything):
     note = f'{number} of {len(everything)} images cannot be decoded and are left out.'
     task = dataclasses.replace(task, notes=(*task.notes, note))
-  task = dataclasses.replace(task, splits=splits)
+  task = dataclasses.replace(task, splits=splits, notes=(*task.notes, *copies))
   held = {split: _hold(decoded, task, split, mesh) for split in resident}
   identities = {split: record.identify(of_split) for split, of_split in rows.items()}
   return dataclasses.replace(images, task=task, resident=held, identities=identities)

@@ -10,7 +10,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,10 +20,8 @@ from glora_jax.vision.data import image
 from glora_jax.vision.data.task import Example
 from glora_jax.vision.files import write_csv
 
-log = logging.getLogger(__name__)
-
 RECORD = 'images.csv'
-_NAMED_COPIES = 10  # in a warning
+_NAMED_COPIES = 10  # in a sentence
 
 
 class Row(NamedTuple):
@@ -127,8 +124,8 @@ def compare(old: Sequence[Row], new: Sequence[Row]) -> str:
   return f'{", ".join(counts)}; {listed(min(names) for names in kinds.values() if names)}'
 
 
-def warn_of_copies(name: str, rows: Sequence[Row]) -> None:
-  """Warns of splits of a task that share files, byte for byte."""
+def tell_copies(rows: Sequence[Row]) -> list[str]:
+  """A sentence for each two splits that share files, byte for byte."""
   firsts: dict[str, Row] = {}
   shared = collections.defaultdict(list)
   for row in rows:
@@ -136,10 +133,10 @@ def warn_of_copies(name: str, rows: Sequence[Row]) -> None:
       first = firsts.setdefault(row.digest, row)
       if first.split != row.split:
         shared[row.split, first.split].append(f'{row.image} is {first.image}')
-  for (later, earlier), copies in shared.items():
-    log.warning(
-      '%s: %d images of %s are byte-for-byte copies of images of %s, which makes results look too '
-      'good; remove them from one of the two: %s%s.',
-      *(name, len(copies), later, earlier, printable('; '.join(copies[:_NAMED_COPIES]))),
-      '; and more' if len(copies) > _NAMED_COPIES else '',
-    )
+  return [
+    f'{len(copies)} images of {later} are byte-for-byte copies of images of {earlier}, which makes '
+    'results look too good; remove them from one of the two: '
+    f'{printable("; ".join(copies[:_NAMED_COPIES]))}'
+    f'{"; and more" if len(copies) > _NAMED_COPIES else ""}.'
+    for (later, earlier), copies in shared.items()
+  ]

@@ -108,7 +108,7 @@ def test_a_run_that_has_begun_leaves_out_what_it_left_out(opened, tmp_path):
   break_images(tmp_path)
   broken = tmp_path / 'train' / '1.png'
   first = opened(skip_broken=True)
-  assert first.notes == ('3 of 12 images cannot be decoded and are left out.',)
+  assert first.notes[0] == '3 of 12 images cannot be decoded and are left out.'
   again = opened(skip_broken=True, is_tested=True)
   for split in SIZES:
     assert names_of(again, split) == names_of(first, split)
@@ -190,20 +190,24 @@ def test_copies_links_and_the_file_itself_are_named_with_what_they_are(tmp_path,
   def open_all(*last):
     test = Files([*paths[3:], *last], [0, 1, 0, 1][: 3 + len(last)], str(tmp_path))
     splits = {'train': Files(paths[:3], [0, 1, 1], str(tmp_path)), 'test': test}
-    open_images(Images(Task('pets', ('cat', 'dog'), splits, ''), 8), skip_broken=True)
+    images = Images(Task('pets', ('cat', 'dog'), splits, ''), 8)
+    return open_images(images, skip_broken=True, folder=str(tmp_path)).task.notes
 
-  open_all()
+  assert not open_all()
   assert not caplog.text
   shutil.copy(paths[1], paths[3])
   os.remove(paths[4])
   os.symlink(paths[2], paths[4])
   os.remove(paths[5])  # is passed over
   caplog.clear()
-  open_all(paths[0])
-  _, record = caplog.records
-  assert 'pets: 3 images of test are byte-for-byte copies of images of train' in record.getMessage()
+  *_, note = open_all(paths[0])
+  assert caplog.records[-1].getMessage() == f'pets: {note}'
+  assert '3 images of test are byte-for-byte copies of images of train' in note
   for copy, original in ((3, 1), (4, 2), (0, 0)):
-    assert f'{copy}.bmp is {original}.bmp' in record.getMessage()
+    assert f'{copy}.bmp is {original}.bmp' in note
+  caplog.clear()
+  assert open_all(paths[0])[-1] == note  # a later start does not warn, but its page has it
+  assert note not in caplog.text
 
 
 def test_the_cache_is_used_keyed_and_survives_damage(task, tmp_path, read, caplog):
