@@ -1,6 +1,6 @@
 """The record of a run's images: a line for each, with which a later start finds changes.
 
-Files are compared by a digest of their bytes; files of the same size and time are not read again.
+Files are compared by a digest of their bytes. A file with the same stamp is not read again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Row(NamedTuple):
     split: name of the split.
     label: name of the class.
     image: see `Example.key`.
-    size: bytes of the file, as a text; 0 if the image has no file.
-    time: nanoseconds of the last change of the file, as a text.
+    stamp: size, number and times of the file, as a text; empty if the image has no file.
     digest: digest of the bytes of the file; empty if it cannot be read.
     fault: why the image cannot be decoded and is left out; empty if it can.
   """
@@ -40,14 +39,13 @@ class Row(NamedTuple):
   split: str
   label: str
   image: str
-  size: str
-  time: str
+  stamp: str
   digest: str
   fault: str
 
   @property
   def content(self) -> tuple[str, ...]:
-    """The fields that identify the image, without size and time."""
+    """The fields that identify the image, wherever its file is."""
     return self.split, self.label, self.image, self.digest
 
 
@@ -74,7 +72,7 @@ def write(folder: str, rows: Sequence[Row]) -> None:
 def describe(
   split: str, label: str, example: Example, old: Mapping[str, Row], is_opened: bool
 ) -> Row:
-  """The line of an image; its file is read only if size or time differ from its old line.
+  """The line of an image; its file is read only if its stamp is not that of its old line.
 
   Args:
     split: name of its split.
@@ -84,22 +82,35 @@ def describe(
     is_opened: whether to check that it can be decoded, unless its old line has that already.
   """
   path, before = example.path, old.get(example.key)
-  size, time, digest = '0', '0', ''
+  stamp, digest = '', ''
   with contextlib.suppress(OSError):  # a link to nowhere, or no regular file
     if path is not None:
-      status = os.stat(path)
-      size, time = str(status.st_size), str(status.st_mtime_ns)
-      is_same = before is not None and (before.size, before.time) == (size, time)
-      digest = (
-        before.digest if is_same else hashlib.blake2b(image.read(path), digest_size=16).hexdigest()
-      )
-  row = Row(split, label, example.key, size, time, digest, fault='')
+      stamp = stamp_of(path)
+      if before is not None and before.stamp == stamp:
+        digest = before.digest
+      else:
+        digest = hashlib.blake2b(image.read(path), digest_size=16).hexdigest()
+  row = Row(split, label, example.key, stamp, digest, fault='')
   if is_opened and (before is None or before.fault or before.content != row.content):
     try:
       example.image(draft=True)
     except OSError as error:
       return row._replace(fault=str(error))
   return row
+
+
+def stamp_of(path: str) -> str:
+  """A text that differs after a file was written or replaced, and for every other file.
+
+  Archives set the time of the last writing (`st_mtime`), so that size and time may be those of
+  another image. Nobody can set the time of the last change (`st_ctime`), but files that are written
+  at the same moment share it. Their numbers (`st_ino`) differ.
+
+  Raises:
+    OSError: there is no such file.
+  """
+  status = os.stat(path)
+  return f'{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}'
 
 
 def identify(rows: Sequence[Row]) -> str:

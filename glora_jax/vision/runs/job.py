@@ -18,10 +18,8 @@ from glora_jax.checks import check_path
 from glora_jax.files import read_json
 from glora_jax.vision.data.catalog import canonical, find, has_files, require_apart
 from glora_jax.vision.data.pipeline import differences
-from glora_jax.vision.data.record import RECORD
 from glora_jax.vision.runs import origins
 from glora_jax.vision.runs.context import Context, make_context
-from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import (
   Stage,
@@ -83,9 +81,6 @@ def begin(
       if meshes.primary():
         if changes:
           pathlib.Path(workdir, 'result.json').unlink(missing_ok=True)
-        if any(is_among(name, ('task', 'data.')) for name in changes):
-          # Files of other folders may have the names, sizes and times of the recorded ones.
-          pathlib.Path(workdir, RECORD).unlink(missing_ok=True)
         write_config(settings, workdir)
       context = make_context(settings, stages, workdir, stop, shared)
       for change in changes.values():

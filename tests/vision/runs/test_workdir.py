@@ -82,6 +82,19 @@ def test_a_run_knows_its_images_wherever_they_are(short, tmp_path, caplog):
   assert 'not those of this run (1 added; a/new.png)' in caplog.text
 
 
+def test_a_result_is_not_that_of_another_folder_with_equal_names_sizes_and_times(short, tmp_path):
+  folders, workdir = [tmp_path / name for name in ('v1', 'v2')], str(tmp_path / 'run')
+  for folder, names in zip(folders, ('ab', 'ba'), strict=True):
+    write_images(folder, [f'{name}/{n}.bmp' for n in range(10) for name in names])
+    for path in folder.rglob('*.bmp'):
+      os.utime(path, ns=(1, 1))
+  first, second = (tiny_runs.changed(short, task=f'folder:{folder}') for folder in folders)
+  result = experiment.run(first, workdir)
+  with pytest.raises(ValueError, match=r'The images are not those of this run \(20 changed;'):
+    experiment.run(second, workdir)
+  assert experiment.run(first, workdir) == result
+
+
 def test_a_field_may_be_corrected_until_the_test_images_were_read(tmp_path):
   change(tmp_path)
   assert change(tmp_path, training__epochs=20, seed=7) == {
