@@ -126,8 +126,9 @@ class Context:
   def shards(self) -> int:
     """Parts of a batch with separate random draws for images and passes."""
     settings = self.settings
-    drawn = (settings.augment, settings.model.drop_path, settings.sampling.paths)
-    if drawn == (Augmentation(), 0, 1) or not meshes.are_replicated(self.variables):
+    probabilities = (settings.model.drop_path, settings.training.lora_dropout)
+    drawn = (settings.augment, *probabilities, settings.sampling.paths)
+    if drawn == (Augmentation(), 0, 0, 1) or not meshes.are_replicated(self.variables):
       return 1  # nothing is drawn, or the compiler splits the batch
     return self.devices
 

@@ -1,5 +1,6 @@
 """Joining processes; a run on several devices and processes, simulated, equals that on others."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -9,12 +10,16 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from jax.interpreters import partial_eval
+from jax.sharding import PartitionSpec as P
 from joining import finish, free_port, run_two
 
 from glora_jax.files import read_json, read_tensors
 from glora_jax.vision.files import read_lines
 from glora_jax.vision.runs import processes
+from glora_jax.vision.runs.fields import is_among
 from glora_jax.vision.runs.monitoring import Line
+from glora_jax.vision.runs.stages.training import TRAINING, loss_of
 from glora_jax.vision.runs.workdir import LOCK
 
 
@@ -55,6 +60,39 @@ def test_half_a_description_is_refused(plain_machine):
 def test_on_one_device_there_is_no_mesh():
   assert processes.over_devices('one') is None
   assert (processes.over_devices('all') is None) == (jax.device_count() == 1)
+
+
+# All fields that a training reads and that are off by default, turned on.
+ON = {
+  field.name: type(field.value)(0.5) or 1
+  for field in tiny_runs.all_fields()
+  if is_among(field.name, TRAINING) and field.value in (0, False)
+}
+
+
+@pytest.mark.parametrize(
+  'fields', [{}, {'model.drop_path': 0.5}, *({x: ON[x]} for x in ON)], ids=str
+)
+def test_a_training_that_draws_on_each_device_has_their_number_in_its_key(
+  fields, run_config, tmp_path
+):
+  """If not, other devices would continue it with other draws."""
+  config = tiny_runs.changed(run_config, model__drop_path=0.0, **fields)
+  run, mesh = tiny_runs.context_of(config, tmp_path), jax.sharding.AbstractMesh((2,), ('data',))
+  learner = run.place('lora').adapted.fix('lora')
+  images, labels = run.images.split('train')
+  step = jax.shard_map(
+    loss_of(run, learner, labels),
+    mesh=mesh,
+    in_specs=(P(), P(), P('data'), P()),
+    out_specs=P(),
+    check_vma=False,
+  )
+  batch = images[:8], labels[:8]
+  [traced] = jax.make_jaxpr(step)(*learner.split(run.variables), batch, jax.random.key(0)).eqns
+  program, _ = partial_eval.dce_jaxpr(traced.params['jaxpr'], [True] * len(traced.outvars))
+  draws = 'axis_index' in str(program)
+  assert dataclasses.replace(run, mesh=mesh).shards == (2 if draws else 1)
 
 
 def test_joined_processes_hear_of_a_signal_to_one():
