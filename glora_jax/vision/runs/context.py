@@ -64,7 +64,8 @@ def train_split_of(settings: RunSettings) -> str:
 class Context:
   """The inputs of a stage other than the results of other stages.
 
-  It is frozen: a walk adds `folders`, and gives each stage a copy with `before` and `dispatched`.
+  It is frozen: a walk adds `folders`, and gives each stage a copy with `before`, `dispatched`
+  and `saved`.
 
   Attributes:
     settings: the config, with batches that fit the images; the keys of stages are made of these.
@@ -84,6 +85,8 @@ class Context:
       folds, by whether they are of the run's search space.
     before: records of the stages that came before this one, by name.
     dispatched: the function to call after every compiled call, so that a profiler can count it.
+    saved: the function to call after a state of an unfinished stage was saved, which records the
+      seconds until then.
   """
 
   settings: RunSettings
@@ -101,6 +104,7 @@ class Context:
   compiled: dict[tuple[Any, Any], Callable] = dataclasses.field(default_factory=dict)
   before: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
   dispatched: Callable[[], None] = lambda: None
+  saved: Callable[[], None] = lambda: None
 
   @property
   def task(self) -> Task:

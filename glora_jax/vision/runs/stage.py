@@ -105,7 +105,7 @@ class Mark(TypedDict):
   Attributes:
     key: digest of everything that the stage read, and the number of shards.
     complete: whether the stage is complete.
-    seconds: duration, including interrupted starts.
+    seconds: duration, including interrupted starts, and killed ones until they last saved a state.
     programs: compiled programs by name: seconds in total, and the memory of the largest.
   """
 
@@ -145,9 +145,9 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
       _hold(context, stage),
       user_errors(*DIVERGED),
       profile(context.path('profile'), is_profiled) as dispatched,
-      _record(context, stage, keys[stage.name]) as mark,
+      _record(context, stage, keys[stage.name]) as (mark, saved),
     ):
-      given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched)
+      given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched, saved=saved)
       inputs = [results[name] for name in stage.after]
       results[stage.name] = stage.run(given, *inputs)
     marks[stage.name] = mark
@@ -156,29 +156,35 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
 
 
 @contextlib.contextmanager
-def _record(context: Context, stage: Stage, key: str) -> Iterator[Mark]:
+def _record(context: Context, stage: Stage, key: str) -> Iterator[tuple[Mark, Callable[[], None]]]:
   """Gives a stage a folder of the right key, and records in it how the stage went.
 
-  Interrupted starts count as seconds; reading a complete folder does not.
+  Yields the record, and a function that writes it with the seconds so far. Interrupted starts count
+  as seconds; reading a complete folder does not.
   """
   folder = context.path(stage.name) if stage.has_folder else None
   if folder:
     _make_ready(context, stage, key)
   mark = (folder and read_mark(folder)) or new_mark(key)
-  was_complete, start = mark['complete'], time.perf_counter()
+  was_complete, before, start = mark['complete'], mark['seconds'], time.perf_counter()
+
+  def write() -> None:
+    if was_complete:
+      return
+    mark['seconds'] = round(before + time.perf_counter() - start, 2)
+    if folder and meshes.primary():
+      write_json(os.path.join(folder, MARK), mark, 'stage')
+
   try:
     with reporting_to(functools.partial(_note_program, stage.name, mark)):
-      yield mark
+      yield mark, write
     mark['complete'] = True
   finally:
-    if not was_complete:
-      mark['seconds'] = round(mark['seconds'] + time.perf_counter() - start, 2)
-      if folder and meshes.primary():
-        try:
-          write_json(os.path.join(folder, MARK), mark, 'stage')
-        except OSError:
-          if mark['complete']:  # else the error before this one is the one that matters
-            raise
+    try:
+      write()
+    except OSError:
+      if mark['complete']:  # else the error before this one is the one that matters
+        raise
 
 
 def _make_ready(context: Context, stage: Stage, key: str) -> None:

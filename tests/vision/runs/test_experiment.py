@@ -313,6 +313,19 @@ def short(run_config):
   return config
 
 
+def test_the_seconds_of_a_training_are_written_whenever_its_state_is_saved(short, tmp_path):
+  """A process that is killed writes nothing more."""
+  left = []
+
+  def stop():
+    left.append(read_mark(str(tmp_path / 'training' / 'linear')))
+    return False
+
+  experiment.run(changed(short, training__epochs=3, test=False), str(tmp_path), stop)
+  seconds = [mark['seconds'] for mark in left if mark is not None and not mark['complete']]
+  assert 0 == seconds[0] < seconds[-1]
+
+
 def test_a_run_without_a_test_measures_no_test_image_and_can_be_tested_later(
   short, tmp_path, monkeypatch
 ):

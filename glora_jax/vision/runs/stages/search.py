@@ -79,6 +79,7 @@ def _search(context: Context, supernet: Any) -> Archive:
   def on_generation(archive: Archive) -> None:
     if meshes.primary():
       write_tensors(path, archive.arrays(), 'archive', {})
+    context.saved()
     context.dispatched()
     if context.stop():
       raise Stopped(f'search after generation {archive.generation[-1]}', context.workdir)

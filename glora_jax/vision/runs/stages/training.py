@@ -348,6 +348,7 @@ class Bookkeeper:
     """Saves a state in the background."""
     self.checkpoints.save(self._with_best(state))
     self.saved = state.step
+    self.context.saved()
 
   def __call__(self, state: TrainState, means: dict[str, Any]) -> None:
     """Records the state after a dispatch, and the means of its metrics."""
