@@ -203,7 +203,7 @@ class Killable:
   def place(self) -> str:
     """Where the last start was: the last line of its log at which something begins or ends."""
     lines = [
-      line for line in self.log.splitlines() if re.search(BEGINNING.pattern + '|: done in ', line)
+      line for line in self.log.splitlines() if re.search(BEGINNING.pattern + '|: done ', line)
     ]
     return lines[-1] if lines else 'preparing'
 

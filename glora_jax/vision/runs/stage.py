@@ -148,10 +148,11 @@ def walk(context: Context, stages: Sequence[Stage], until: str | None = None) ->
       _record(context, stage, keys[stage.name]) as (mark, saved),
     ):
       given = dataclasses.replace(context, before=dict(marks), dispatched=dispatched, saved=saved)
+      when = 'before, in' if mark['complete'] else 'in'
       inputs = [results[name] for name in stage.after]
       results[stage.name] = stage.run(given, *inputs)
     marks[stage.name] = mark
-    log.info('%s: done in %.1f s', stage.name, mark['seconds'])
+    log.info('%s: done %s %.1f s', stage.name, when, mark['seconds'])
   return results[wanted[-1].name]
 
 

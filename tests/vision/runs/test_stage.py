@@ -65,6 +65,17 @@ def test_a_file_that_was_removed_from_a_complete_stage_is_written_again(job):
   assert job.start() == (before, [])
 
 
+def test_the_log_tells_whether_a_stage_ran_or_was_complete(job, caplog):
+  logs = []
+  for _ in range(2):
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+      job.start()
+    logs.append(caplog.text)
+  assert 'first: done in ' in logs[0]
+  assert 'first: done before, in ' in logs[1]
+
+
 def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
   sizes = [8, 2]
 
