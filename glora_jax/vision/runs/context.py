@@ -55,6 +55,11 @@ def never() -> bool:
   return False
 
 
+def search_split_of(settings: RunSettings) -> str:
+  """The split that the search scores structures on."""
+  return 'val' if settings.protocol == 'honest' else 'test'
+
+
 def train_split_of(settings: RunSettings) -> str:
   """The split that structures are chosen with: supernet, heads and gradients are trained on it."""
   return 'train' if settings.protocol == 'honest' else 'train+val'
@@ -75,8 +80,8 @@ class Context:
     variables: its variables before any training.
     metadata: metadata of the weights: 'image_size', 'normalization' and more.
     stop: called whenever everything is saved; if it returns True, the job ends.
-    facts: everything else that all results depend on: digests of the images by split, and of the
-      weights.
+    facts: everything else that results depend on: 'images' (digests by split), 'classes', and the
+      digest of the weights.
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
     shared: folder of the stages that several runs share; None if the workdir has all stages.
@@ -118,8 +123,8 @@ class Context:
 
   @property
   def search_split(self) -> str:
-    """The split that the search scores structures on."""
-    return 'val' if self.settings.protocol == 'honest' else 'test'
+    """See `search_split_of`."""
+    return search_split_of(self.settings)
 
   @property
   def devices(self) -> int:
@@ -238,7 +243,7 @@ def make_context(
     log.warning('%s: %s', task.name, note)
     task = dataclasses.replace(task, notes=(*task.notes, note))
   images = dataclasses.replace(images, task=task)
-  facts: dict[str, Any] = dict(images.identities)
+  facts: dict[str, Any] = {'images': images.identities, 'classes': task.classes}
   if os.path.isfile(record := os.path.join(workdir, WEIGHTS)):
     facts[WEIGHTS] = sha256_of(record)
   context = dataclasses.replace(context, images=images, facts=facts)

@@ -5,8 +5,9 @@ that a start resumes, those that run again after a field was corrected, fields t
 and the order, titles, seconds, profiles and folders of a job.
 
 The key of a stage is 'DIGEST SHARDS': a digest of the fields that it reads, the keys of the stages
-in `after`, the images, the weights and the version of this package; and the number of shards, 1 if
-nothing is drawn for each. `stage.json` in its folder has the key that the folder was made with.
+in `after`, the images that it uses, the weights and the version of this package; and the number of
+shards, 1 if nothing is drawn for each. `stage.json` in its folder has the key that the folder was
+made with.
 
     WORKDIR/NAME/                         the folder of a stage
     WORKDIR/replaced/NAME/DIGEST-SHARDS/  folders of other keys, each restored with its key
@@ -79,6 +80,7 @@ class Stage:
     check: raises ValueError or OSError for mistakes that can be found before anything runs.
     splits: those that it trains on, in batches; the random draws for them depend on
       `context.shards`. Empty if nothing is trained.
+    images: the splits that it uses besides those; None for all.
     has_folder: whether it has a folder. The list, the test and the report have none: the
       test has its frozen list, and the report comes last.
     shared: whether several runs may have its folder in common.
@@ -90,6 +92,7 @@ class Stage:
   after: tuple[str, ...] = ()
   check: Callable[[Context], Any] = lambda context: None
   splits: tuple[str, ...] = ()
+  images: tuple[str, ...] | None = None
   has_folder: bool = True
   shared: bool = False
 
@@ -274,13 +277,22 @@ def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
       'stage': stage.name,
       'fields': {name: x for name, x in values.items() if is_among(name, COMMON + stage.reads)},
       'before': [keys[name] for name in stage.after],
-      'facts': context.facts,
+      'facts': _facts_for(context, stage),
       'version': frozen['version'] if frozen else glora_jax.__version__,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     shards = context.shards if stage.splits else 1
     keys[stage.name] = _key_of_complete(context, stage, digest) or f'{digest} {shards}'
   return keys
+
+
+def _facts_for(context: Context, stage: Stage) -> dict[str, Any]:
+  """The context's facts without the images that a stage does not use."""
+  facts = dict(context.facts)
+  if stage.images is not None and 'images' in facts:
+    used = '+'.join((*stage.splits, *stage.images)).split('+')
+    facts['images'] = {split: x for split, x in facts['images'].items() if split in used}
+  return facts
 
 
 def _key_of_complete(context: Context, stage: Stage, digest: str) -> str | None:

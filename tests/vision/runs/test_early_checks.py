@@ -24,6 +24,7 @@ from glora_jax.vision.runs.settings import (
   RunSettings,
   TrainingSettings,
 )
+from glora_jax.vision.runs.stage import keys_of
 from glora_jax.vision.runs.workdir import LOCK, Stopped, freeze_test_list
 
 
@@ -121,6 +122,33 @@ def test_stages_of_images_that_have_changed_run_again_until_the_test(
   with pytest.raises(ValueError, match=r'test images were read \(10 changed; b/'):
     experiment.run(config, str(workdir))
   assert read_json(workdir / 'supernet' / 'stage.json')['key'] == key
+
+
+TRAININGS = ['training/linear', 'training/lora']
+
+
+@pytest.mark.parametrize(
+  'fields, again',
+  [
+    ({}, {'test': [], 'val': [*TRAININGS, 'search', 'finetune']}),
+    ({'protocol': 'paper'}, {'test': ['search']}),
+    (
+      {'structure': 'gradient'},
+      {'test': [], 'val': [*TRAININGS, 'training/gradient']},
+    ),
+  ],
+)
+def test_a_changed_image_runs_again_what_uses_its_split_and_nothing_more(
+  fields, again, run_config, photos, tmp_path
+):
+  config = changed(run_config, task=f'folder:{photos}', training__epochs=5, **fields)
+  stages = [stage for stage in stages_of(config) if stage.has_folder]
+  context = context_of(config, tmp_path / 'run')
+  keys = keys_of(context, stages)
+  for split, expected in {**again, 'train': [stage.name for stage in stages]}.items():
+    Image.new('L', (9, 9)).save(context.task.open(split)[0].path)
+    before, keys = keys, keys_of(context_of(config, tmp_path / 'run'), stages)
+    assert [name for name in keys if keys[name] != before[name]] == expected
 
 
 def test_no_image_is_decoded_twice(run_config, photos, tmp_path, read):

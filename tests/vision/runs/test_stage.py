@@ -22,6 +22,7 @@ from glora_jax.compiling import reported
 from glora_jax.errors import UserError
 from glora_jax.files import write_json
 from glora_jax.method.presets import parse_preset_name
+from glora_jax.vision.data.pipeline import Images
 from glora_jax.vision.runs import experiment, fields, stage
 from glora_jax.vision.runs.config import default_config
 from glora_jax.vision.runs.context import never
@@ -329,10 +330,12 @@ TUNED = {'structure': 'finetuning', 'presets': None, 'budget': None, **SHORT, 't
     pytest.param(TUNED, marks=pytest.mark.full),
   ],
 )
-def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_path, monkeypatch):
-  """So no result can depend on a field that is not in its key."""
+def test_a_stage_reads_no_field_and_no_image_but_those_that_it_names(
+  values, run_config, tmp_path, monkeypatch
+):
+  """So no result can depend on a field or an image that is not in its key."""
   config = changed(run_config, **values)
-  current, unnamed = [], []
+  current, unnamed, split_of = [], [], Images.split
 
   def note(name):
     if not current:
@@ -340,6 +343,12 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
     named = (*fields.FREE, *fields.COMMON, *current[0].reads)
     if not fields.is_among(name, named):
       unnamed.append((current[0].name, name))
+
+  def split_noted(images, name):
+    if current:
+      used = {*current[0].splits, *current[0].images}
+      unnamed.extend({*name.split('+')}.difference(*(each.split('+') for each in used)))
+    return split_of(images, name)
 
   def noted(one, function, context, *results):
     settings = recorded(context.settings, '', note)
@@ -354,6 +363,7 @@ def test_a_stage_reads_no_field_but_those_that_it_names(values, run_config, tmp_
 
   stages = [noting(one) if one.has_folder else one for one in stages_of(config)]
   monkeypatch.setattr(experiment, 'stages_of', lambda settings: tuple(stages))
+  monkeypatch.setattr(Images, 'split', split_noted)
   experiment.run(config, str(tmp_path / 'run'))
   assert not unnamed
 

@@ -63,13 +63,15 @@ def stages_of_gradient(settings: RunSettings) -> tuple[Stage, Stage]:
   )
   if settings.allocation.head_rate is None:
     reads = (*reads, 'training.learning_rate')
-  head = Stage('head', _train_head, reads=reads, splits=(train_split_of(settings),), shared=True)
+  split = train_split_of(settings)
+  head = Stage('head', _train_head, reads=reads, splits=(split,), images=(), shared=True)
   gradient = Stage(
     'gradient',
     _score,
     reads=(*reads, 'allocation.'),
     after=('head',),
     check=_check_prior,
+    images=(split,),
     shared=True,
   )
   return head, gradient

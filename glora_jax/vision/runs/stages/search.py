@@ -17,7 +17,7 @@ from glora_jax.search import evolution
 from glora_jax.search.archive import Archive
 from glora_jax.vision.files import Array, check_arrays
 from glora_jax.vision.runs.backbone import Model, Stream
-from glora_jax.vision.runs.context import Context, train_split_of
+from glora_jax.vision.runs.context import Context, search_split_of, train_split_of
 from glora_jax.vision.runs.evaluation import score
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.stage import Stage
@@ -37,6 +37,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     _train_supernet,
     reads=('sampling.', *TRAINING),
     splits=(train_split_of(settings),),
+    images=(),
     shared=True,
   )
   search = Stage(
@@ -44,6 +45,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     _search,
     reads=('budget', 'search.'),
     after=('supernet',),
+    images=(search_split_of(settings),),
   )
   if not settings.finetunes:
     return (supernet,), (search,)
@@ -53,6 +55,7 @@ def stages_of_search(settings: RunSettings) -> tuple[tuple[Stage, ...], tuple[St
     reads=('finetune.', 'search.fitness', 'train_on', *MEASURED),
     after=('supernet', 'search'),
     splits=(settings.final_split,),
+    images=('val',),
   )
   return (supernet,), (search, finetune)
 

@@ -57,12 +57,13 @@ def stages_of_structure(settings: RunSettings) -> tuple[Stage, ...]:
       reads=('budget',),
       after=('gradient',),
       check=_check_budget,
+      images=(),
     )
     return *stages_of_gradient(settings), structure
   if settings.structure in (SEARCH, FINETUNING):
     return ()
   reads = ('budget', *(READS_OF_TRANSFER if settings.structure == TRANSFER else ()))
-  return (Stage(FOLDER, _look_up, reads=reads, check=_resolve),)
+  return (Stage(FOLDER, _look_up, reads=reads, check=_resolve, images=()),)
 
 
 def stages_of_trainings(settings: RunSettings) -> dict[str, Stage]:
@@ -108,6 +109,7 @@ def _stage_of_training(settings: RunSettings, name: str, *, is_given: bool) -> S
     after=(FOLDER,) if is_found else (),
     check=check,
     splits=(settings.final_split,),
+    images=('val',),
   )
 
 
