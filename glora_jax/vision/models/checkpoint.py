@@ -29,7 +29,8 @@ TIMM_PREFIX = 'timm:'
 EXTENSIONS = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 MODEL_FILE = 'model.safetensors'  # the file that is written into a folder
 INDEX_FILE = f'{MODEL_FILE}.index.json'  # of one in parts
-HUB_FILES = (MODEL_FILE, 'config.json', 'preprocessor_config.json')  # read from a repository
+JSON_FILES = ('config.json', 'preprocessor_config.json')  # that are read next to a checkpoint
+HUB_FILES = (MODEL_FILE, *JSON_FILES)  # read from a repository
 
 _RAW_BFLOAT16 = ('|V2', '<V2')  # NumPy stores bfloat16, which it does not know, as two raw bytes
 

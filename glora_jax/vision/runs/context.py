@@ -39,7 +39,7 @@ from glora_jax.vision.runs.fitting import (
   fit_batches,
   tell_few_steps,
 )
-from glora_jax.vision.runs.origins import WEIGHTS
+from glora_jax.vision.runs.origins import identify_weights
 from glora_jax.vision.runs.processes import over_devices
 from glora_jax.vision.runs.settings import RunSettings
 from glora_jax.vision.runs.workdir import Stop, has_test_list
@@ -80,8 +80,10 @@ class Context:
     variables: its variables before any training.
     metadata: metadata of the weights: 'image_size', 'normalization' and more.
     stop: called whenever everything is saved; if it returns True, the job ends.
-    facts: everything else that results depend on: 'images' (digests by split), 'classes', and the
-      digest of the weights.
+    facts: everything else that results depend on: 'images' (digests by split), 'classes' and
+      'normalization'.
+    contents: texts that stand for the files named in fields, by field: keys have these texts in
+      place of the paths.
     beside: the space of baselines that the search's space lacks; None if it has all of them.
     mesh: the devices; None for a single one.
     shared: folder of the stages that several runs share; None if the workdir has all stages.
@@ -102,6 +104,7 @@ class Context:
   metadata: dict[str, Any]
   stop: Stop = never
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
   beside: Model | None = None
   mesh: jax.sharding.Mesh | None = None
   shared: str | None = None
@@ -243,10 +246,16 @@ def make_context(
     log.warning('%s: %s', task.name, note)
     task = dataclasses.replace(task, notes=(*task.notes, note))
   images = dataclasses.replace(images, task=task)
-  facts: dict[str, Any] = {'images': images.identities, 'classes': task.classes}
-  if os.path.isfile(record := os.path.join(workdir, WEIGHTS)):
-    facts[WEIGHTS] = sha256_of(record)
-  context = dataclasses.replace(context, images=images, facts=facts)
+  facts = {
+    'images': images.identities,
+    'classes': task.classes,
+    'normalization': metadata['normalization'],
+  }
+  contents = {'model.weights': identify_weights(settings.model, path, workdir)}
+  if settings.has_gradient and settings.allocation.prior == 'transfer':
+    assert settings.transfer is not None  # else the prior is another one
+    contents['allocation.transfer'] = sha256_of(settings.transfer)
+  context = dataclasses.replace(context, images=images, facts=facts, contents=contents)
   if left != counts:
     context = dataclasses.replace(context, settings=fit_batches(given, splits, left, mesh))
     for stage in stages:

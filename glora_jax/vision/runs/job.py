@@ -87,8 +87,8 @@ def begin(
         log.info('%s.', change)
       if again := stages_to_repeat(context, stages):
         log.warning(
-          'Fields, images, weights, devices or the version of glora_jax have changed, so these '
-          'stages run again: %s.',
+          'Fields, images, weights, scores, devices or the version of glora_jax have changed, so '
+          'these stages run again: %s.',
           ', '.join(again),
         )
     yield context

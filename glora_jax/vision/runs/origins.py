@@ -19,8 +19,9 @@ import glora_jax
 from glora_jax import hub
 from glora_jax.files import Path, read_json, write_json
 from glora_jax.mesh import primary
+from glora_jax.vision.files import sha256_of
 from glora_jax.vision.models import weights
-from glora_jax.vision.models.checkpoint import digest, hub_name, locate
+from glora_jax.vision.models.checkpoint import JSON_FILES, digest, hub_name, locate
 from glora_jax.vision.models.fetch import fetch
 from glora_jax.vision.runs.settings import ModelSettings
 
@@ -71,6 +72,22 @@ def find_weights(settings: ModelSettings, workdir: Path) -> str:
     record = _Weights(weights=settings.weights, revision=revision, sha256=sha256)
     write_json(os.path.join(workdir, WEIGHTS), record, 'weights')
   return path
+
+
+def identify_weights(settings: ModelSettings, path: str, workdir: Path) -> str:
+  """A text that changes when a run's weights do, or the JSON files next to them, wherever they are.
+
+  Args:
+    settings: the section of the config.
+    path: see `find_weights`, which has recorded the checksum.
+    workdir: folder of the run.
+  """
+  if settings.weights == weights.EMBEDDED:  # the version of the package stands for them
+    return weights.EMBEDDED
+  folder = os.path.dirname(locate(path))
+  beside = [os.path.join(folder, name) for name in JSON_FILES]
+  digests = [sha256_of(file) if os.path.isfile(file) else 'none' for file in beside]
+  return ' '.join([_read(workdir)['sha256'], *digests])
 
 
 def read_weights(workdir: Path) -> dict[str, str]:

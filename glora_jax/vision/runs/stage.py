@@ -5,9 +5,9 @@ that a start resumes, those that run again after a field was corrected, fields t
 and the order, titles, seconds, profiles and folders of a job.
 
 The key of a stage is 'DIGEST SHARDS': a digest of the fields that it reads, the keys of the stages
-in `after`, the images that it uses, the weights and the version of this package; and the number of
-shards, 1 if nothing is drawn for each. `stage.json` in its folder has the key that the folder was
-made with.
+in `after`, the images that it uses and the version of this package; and the number of shards, 1 if
+nothing is drawn for each. Weights and scores of other tasks are in it by content, not by path.
+`stage.json` in its folder has the key that the folder was made with.
 
     WORKDIR/NAME/                         the folder of a stage
     WORKDIR/replaced/NAME/DIGEST-SHARDS/  folders of other keys, each restored with its key
@@ -270,7 +270,8 @@ def fields_of(stages: Iterable[Stage]) -> tuple[str, ...]:
 
 def keys_of(context: Context, stages: Sequence[Stage]) -> dict[str, str]:
   """The key of every stage, by name: equal keys mean equal results."""
-  values, frozen = values_of(context.settings), read_test_list(context.workdir)
+  values = {**values_of(context.settings), **context.contents}
+  frozen = read_test_list(context.workdir)
   keys: dict[str, str] = {}
   for stage in stages:
     content = {
@@ -322,9 +323,9 @@ def stages_to_repeat(context: Context, stages: Sequence[Stage]) -> list[str]:
   ]
   if others and has_test_list(context.workdir):
     raise ValueError(
-      f'{context.path(others[0].name)} was made with other fields, images, weights or devices, and '
-      'the test images were read since. Start with the same ones as before, or choose another '
-      '--workdir.'
+      f'{context.path(others[0].name)} was made with other fields, images, weights, scores or '
+      'devices, and the test images were read since. Start with the same ones as before, or choose '
+      'another --workdir.'
     )
   # If a correction is undone, the complete folder is restored.
   return [x.name for x in others if not is_complete(_place(context, x, keys[x.name]))]

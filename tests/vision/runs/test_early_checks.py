@@ -11,6 +11,8 @@ from places import FIXTURES
 from tiny_runs import changed, context_of, stages_of
 
 from glora_jax.files import read_json
+from glora_jax.search import transfer
+from glora_jax.search.unit_scores import UnitScores
 from glora_jax.training.sampling import Sampling
 from glora_jax.vision.models import weights
 from glora_jax.vision.runs import experiment, job
@@ -149,6 +151,45 @@ def test_a_changed_image_runs_again_what_uses_its_split_and_nothing_more(
     Image.new('L', (9, 9)).save(context.task.open(split)[0].path)
     before, keys = keys, keys_of(context_of(config, tmp_path / 'run'), stages)
     assert [name for name in keys if keys[name] != before[name]] == expected
+
+
+def write_weights_and_scores(folder, config, number):
+  """Two files, which depend on the number."""
+  model, params, metadata = weights.load(config.model.weights)
+  params['head']['bias'] = params['head']['bias'] + number
+  weights.save(str(folder / 'model.safetensors'), model, params, metadata)
+  spec = context_of(config, folder / 'run').adapted.spec
+  of_vectors = 1.0 + number * np.arange(len(spec))
+  of_ranks = of_vectors[:, None]
+  scores = UnitScores(of_vectors, of_ranks, of_ranks, of_vectors, of_vectors)
+  transfer.write(folder / 'scores.json', spec, [scores])
+
+
+@pytest.mark.parametrize(
+  'field, again',
+  [
+    ('model__weights', ['head', 'gradient', 'structure', 'training/gradient']),
+    ('allocation__transfer', ['gradient', 'structure', 'training/gradient']),
+  ],
+)
+def test_a_moved_file_of_weights_or_scores_runs_nothing_again_and_another_one_what_reads_it(
+  field, again, run_config, tmp_path
+):
+  config = changed(run_config, structure='gradient', presets=None, training__epochs=5)
+  for number, name in enumerate(('first', 'other')):
+    write_weights_and_scores(tmp_path / name, config, number)
+  shutil.copytree(tmp_path / 'first', tmp_path / 'moved')
+  found = []
+  for place in ('first', 'moved', 'other'):
+    folders = {'model__weights': 'first', 'allocation__transfer': 'first', field: place}
+    names = {'model__weights': 'model.safetensors', 'allocation__transfer': 'scores.json'}
+    paths = {name: str(tmp_path / folder / names[name]) for name, folder in folders.items()}
+    context = context_of(changed(config, **paths), tmp_path / 'run')
+    stages = [stage for stage in stages_of(context.settings) if stage.has_folder]
+    found.append(keys_of(context, stages))
+  first, moved, other = found
+  assert moved == first
+  assert [name for name in other if other[name] != first[name]] == again
 
 
 def test_no_image_is_decoded_twice(run_config, photos, tmp_path, read):
