@@ -139,6 +139,17 @@ def test_a_head_on_features_is_that_of_training_under_the_whole_model(config, tm
   assert np.abs(found['head']['kernel']).max() > 1e-2
 
 
+def test_shifts_of_streamed_images_are_the_prior_that_those_on_the_device_are(config, tmp_path):
+  """Memory is no reason for another structure."""
+  found = []
+  for most in (2**30, 0):
+    run = context_of(changed(config, data__max_resident=most), tmp_path / str(most))
+    found.append(allocate_shifts(run))
+  resident, streamed = found
+  assert resident.signal == streamed.signal
+  jax.tree.map(np.testing.assert_array_equal, resident.scores, streamed.scores)
+
+
 def test_a_gradient_that_is_noise_borrows_from_shifts_of_the_same_images(
   prepared, config, monkeypatch
 ):

@@ -27,7 +27,6 @@ from glora_jax.search.allocation import Allocation
 from glora_jax.search.choice import choose, trace_curve
 from glora_jax.search.transfer import Transfer
 from glora_jax.search.unit_scores import UnitScores
-from glora_jax.training import batches
 from glora_jax.training.fit import linear_probe
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
@@ -253,26 +252,26 @@ def choose_within(budget: int | None, found: Allocation) -> Allocation:
   return dataclasses.replace(found, genome=genome, budget=budget, proposed=False)
 
 
-def allocate_shifts(context: Context) -> Allocation | None:
+def allocate_shifts(context: Context) -> Allocation:
   """An allocation from shifted training images, with a head that classifies the shifts.
 
   Which layers score high depends mostly on the backbone. The direction of a shift is a label that
   any images can have, and its gradient has little noise even if that of a hard task is mostly
-  noise. All shifts are equally frequent, so their head is trained without `data.balance`.
+  noise. All shifts are equally frequent, so their head is trained without `data.balance`. The
+  shifted images, `MOST_IMAGES` or a batch, stay on the device even if those of the task are
+  streamed.
 
   Returns:
-    The allocation, a prior for `glora_jax.allocate`; None if the images are streamed.
+    The allocation, a prior for `glora_jax.allocate`.
   """
-  images, labels = context.images.split(context.train_split)
-  if isinstance(images, batches.Stream):
-    log.info('The training images are streamed; the gradient is used without a prior.')
-    return None
+  number = len(context.images.split(context.train_split).labels)
   place = context.place(GRADIENT)
   head_key, shift_key, key = jax.random.split(context.key(Stream.PRIOR), 3)
   rng = np.random.default_rng(np.asarray(jax.random.key_data(shift_key)))
   most = max(MOST_IMAGES, context.settings.training.batch_size)
-  chosen = np.sort(rng.permutation(len(labels))[:most])
-  found = shifted(np.asarray(images)[chosen], rng, context.task.num_classes)
+  chosen = np.sort(rng.permutation(number)[:most])
+  images = context.images.pixels(context.train_split, chosen)
+  found = shifted(images, rng, context.task.num_classes)
   split = Split(*meshes.hold(context.mesh, tuple(found)))
   learner, recipe = HeadOnFeatures.of(place.adapted), head_recipe(context.settings)
   size, mesh = recipe.batch_size // recipe.accumulate, context.mesh
