@@ -80,7 +80,9 @@ def run(
   processes.initialize(**dataclasses.asdict(settings.distributed))
   with user_errors():
     workdir = check_path(workdir)
-    if is_finished(workdir) and not changes_of(settings, workdir, fields_of(stages)):
+    is_done = is_finished(workdir) and not changes_of(settings, workdir, fields_of(stages))
+    # Other processes may see an older state of a network's folder, and would wait for this one.
+    if meshes.on_any(is_done and meshes.primary()):
       return read_finished(settings, workdir)
   with begin(settings, stages, workdir, stop, shared, listed) as context:
     note_process(workdir)

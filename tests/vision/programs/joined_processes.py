@@ -1,4 +1,4 @@
-"""One of two processes of a run, which hear of a signal to one."""
+"""One of two processes of a run, which hear of a signal to one, and agree on what is finished."""
 
 import os
 import signal
@@ -6,11 +6,12 @@ import sys
 
 import jax
 import pytest
+import tiny_runs
 
 from glora_jax import mesh as meshes
-from glora_jax.vision.runs import processes
+from glora_jax.vision.runs import experiment, processes
 
-port, process = sys.argv[1], int(sys.argv[2])
+port, process, weights, *workdirs = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 signals = []
 signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
 
@@ -25,3 +26,12 @@ assert not meshes.on_any(bool(signals))
 if process == 1:
   os.kill(os.getpid(), signal.SIGTERM)
 assert meshes.on_any(bool(signals))
+
+# The second process does not see the result yet, as in the cache of a network's folder.
+config = tiny_runs.make_config(weights)
+if process == 0:
+  assert experiment.run(config, workdirs[0])['result'] == 'search'
+else:
+  with pytest.raises(FileNotFoundError, match=r'result\.json'):
+    experiment.run(config, workdirs[1])
+meshes.barrier('the end')

@@ -95,8 +95,13 @@ def test_a_training_that_draws_on_each_device_has_their_number_in_its_key(
   assert dataclasses.replace(run, mesh=mesh).shards == (2 if draws else 1)
 
 
-def test_joined_processes_hear_of_a_signal_to_one():
-  run_two('vision/programs/joined_processes')
+def test_joined_processes_hear_of_a_signal_to_one_and_agree_on_what_is_finished(
+  backbone, finished_run, tmp_path
+):
+  before = tmp_path / 'before'
+  shutil.copytree(finished_run[0], before)
+  (before / 'result.json').unlink()
+  run_two('vision/programs/joined_processes', backbone, finished_run[0], before)
 
 
 @pytest.fixture(scope='module')
