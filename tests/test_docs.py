@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import inspect
+import pydoc
 import re
 
 import jax.numpy as jnp
@@ -67,6 +69,32 @@ def test_the_reference_has_the_public_names_of_the_library_and_no_others():
     public += [f'{name}.{member}' for member in getattr(glora_jax, name).__all__]
   others = ('vision.', 'method.', 'search.', 'mesh.')  # named where a page or a result needs them
   assert sorted(public) == sorted(name for name in names if not name.startswith(others))
+
+
+def test_the_tables_of_the_reference_call_functions_with_the_arguments_that_they_need():
+  """An ellipsis stands for more of them."""
+  tables = (ROOT / 'docs' / 'reference' / 'api.md').read_text().partition('## PyTorch')[0]
+  names = '\n'.join(re.findall(r'^\| (.*?) \|', tables, re.MULTILINE))
+  calls = re.findall(r'`(?!torch)([\w.]+)\((.*?)\)`', names)
+  assert len(calls) > 50
+  for name, written in calls:
+    name = {'forward': 'Forward.__call__'}.get(name, name.replace('forward.', 'Forward.'))
+    paths = (f'glora_jax.{owner}{name}' for owner in ('', 'Adapted.'))
+    assert any(accepts(pydoc.locate(path), written.split(', ')) for path in paths), name
+
+
+def accepts(function, written):
+  """Whether the function, if there is one, can be called with these arguments."""
+  arguments = [argument.strip('*') for argument in written if argument.strip('.')]
+  values = [argument for argument in arguments if '=' not in argument]
+  keywords = {argument.partition('=')[0]: ... for argument in arguments if '=' in argument}
+  signature = inspect.signature(function or (lambda: None))
+  bind = signature.bind_partial if '...' in written else signature.bind
+  try:
+    bind(*['self'] * ('self' in signature.parameters), *values, **keywords)
+  except TypeError:
+    return False
+  return True
 
 
 def test_a_message_in_a_heading_of_troubleshooting_is_one_of_the_code():
