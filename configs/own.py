@@ -11,8 +11,10 @@ the package is used, which has only seen gray images of 28 x 28 pixels: good for
 results. A published DINOv2 gets images of 224 x 224 pixels unless `model.image_size` is given.
 
 The structure is allocated from one gradient; without `budget`, it has as many parameters as the
-knee of its curve. `structure=search` trains and searches a supernet, and `structure=NAME` trains a
-preset. `rank` is the largest LoRA rank to choose from; for a search, the only one.
+knee of its curve. With pretrained weights this gained nothing clear over a LoRA or BitFit, so pass
+`structure=lora:8@attn` or `structure=bitfit` there (docs/howto/choose_a_structure.md).
+`structure=search` trains and searches a supernet, and `structure=NAME` trains a preset. `rank` is
+the largest LoRA rank to choose from; for a search, the only one.
 
 Accuracy and time depend on the images. notebooks/own_images.ipynb shows a run with its figures, and
 benchmarks/RESULTS.md compares such structures with fixed ones.
