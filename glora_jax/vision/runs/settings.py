@@ -287,8 +287,8 @@ class AllocationSettings(Section):
     """The epochs that linear probe and gradient count as.
 
     The gradient needs one pass over the images, forward and back. The probe trains on features from
-    a forward pass, a third of an epoch. The sum is rounded up. This is arithmetic; the time is more,
-    see `docs/concepts/gradient.md`.
+    a forward pass, a third of an epoch. The sum is rounded up. Measured, they take longer
+    (`docs/concepts/gradient.md`).
 
     Args:
       borrowed: whether the prior was used; 'shifts' needs another probe and gradient.
