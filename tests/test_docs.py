@@ -5,10 +5,14 @@ import importlib.util
 import inspect
 import pydoc
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax.numpy as jnp
 import pytest
-from places import ROOT
+from places import ROOT, environment
 
 import glora_jax
 
@@ -38,6 +42,29 @@ def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
   base = names['variables']['params']
   adapted, loaded = glora_jax.load_adapter('adapter.safetensors', names['adapted'], base)
   assert jnp.array_equal(adapted.apply(loaded, x), names['adapted'].apply(trained, x))
+
+
+@pytest.mark.slow
+def test_the_program_that_resumes_ends_with_the_adapter_file_of_an_uninterrupted_training(tmp_path):
+  page = (ROOT / 'docs' / 'howto' / 'save.md').read_text()
+  [program] = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+
+  def start(name, program=program):
+    (tmp_path / name).mkdir(exist_ok=True)
+    words = [sys.executable, '-c', program]
+    return subprocess.Popen(words, cwd=tmp_path / name, env=environment(1))
+
+  assert start('uninterrupted').wait() == 0
+  process, file = start('killed'), tmp_path / 'killed' / 'adapter.safetensors'
+  states = tmp_path / 'killed' / 'states'
+  while not any(path.name.isdigit() for path in states.glob('*')) and process.poll() is None:
+    time.sleep(0.01)  # other names are of states that are being written
+  process.kill()
+  assert process.wait() == -signal.SIGKILL
+  assert not file.exists()
+  other_start = program.replace('init(jax.random.key(2)', 'init(jax.random.key(4)')
+  assert start('killed', other_start).wait() == 0  # the saved state replaces it
+  assert file.read_bytes() == (tmp_path / 'uninterrupted' / file.name).read_bytes()
 
 
 @pytest.mark.parametrize('page', [README, RESULTS, *PAGES], ids=name_of)
