@@ -152,19 +152,27 @@ def requantize(params: Any, like: Any) -> Any:
 
   Returns:
     Params with quantized arrays where `like` has them: of its types, with scales (and zero points)
-    of its shapes, chosen for the new values. The error of the rounding is logged.
+    of its shapes, chosen for the new values. The error of the rounding is logged as INFO.
   """
   leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
   new, errors = [], {}
+  is_logged = log.isEnabledFor(logging.INFO)
   for (keys, old), value in zip(leaves, structure.flatten_up_to(params), strict=True):
     new.append(_quantize_like(value, old) if is_quantized(old) else value)
-    if is_quantized(old) and not isinstance(value, jax.core.Tracer):
-      error = jnp.linalg.norm(dequantize(new[-1]).ravel() - value.ravel())
-      errors[path_name(path_of(keys))] = float(error / jnp.linalg.norm(value.ravel()))
+    if is_logged and is_quantized(old) and not isinstance(value, jax.core.Tracer):
+      errors[path_name(path_of(keys))] = _rounding_error(new[-1], value)
   if errors:
+    errors = jax.device_get(errors)
     worst = max(errors, key=lambda name: errors[name])
     log.info('requantizing changes %s most, by %.2g of its norm', worst, errors[worst])
   return structure.unflatten(new)
+
+
+@jax.jit
+def _rounding_error(quantized: Any, exact: jax.Array) -> jax.Array:
+  """The norm of what quantizing has changed, relative to the array's."""
+  change = dequantize(quantized).ravel() - exact.ravel()
+  return jnp.linalg.norm(change) / jnp.linalg.norm(exact.ravel())
 
 
 def _quantize_like(value: jax.Array, like: Any) -> Any:

@@ -135,6 +135,16 @@ def test_fold_is_full_precision_and_requantized_as_it_was(ready, caplog):
     assert_allclose(rounded, exact, atol=allowed * np.abs(exact).max())
 
 
+def test_requantized_arrays_are_dequantized_only_for_a_log_that_shows_it(monkeypatch, caplog):
+  old = pack(KERNELS, 'int8')
+  exact = jax.tree.map(dequantize, old, is_leaf=is_quantized)
+  dequantized = []
+  monkeypatch.setattr('glora_jax.method.quantized.dequantize', dequantized.append)
+  with caplog.at_level('WARNING', 'glora_jax'):
+    requantize(exact, old)
+  assert not dequantized
+
+
 class Layer(nn.Module):
   @nn.compact
   def __call__(self, x, _):
