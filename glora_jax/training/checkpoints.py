@@ -22,6 +22,7 @@ from glora_jax import mesh as meshes
 from glora_jax.errors import UserError
 from glora_jax.files import Path, first_line, read_json, write_json
 from glora_jax.training.loop import TrainState
+from glora_jax.tree import by_name, differences, flatten
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ KIND = 'training states'
 # damage if it holds an error code of the operating system.
 _OF_DAMAGE = (ValueError, LookupError, AttributeError, TypeError, FileNotFoundError)
 _OF_THE_SYSTEM = 'os_error_code'
+
+
+class _OtherArraysError(ValueError):
+  """A state has other arrays than the training that would resume from it."""
 
 
 class TrainingCheckpoints(contextlib.AbstractContextManager):
@@ -91,7 +96,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
       The state; None if there is no state yet.
 
     Raises:
-      ValueError: all states are damaged; they are not renamed.
+      ValueError: the states are of another training, or all are damaged; they are not renamed.
       OSError: a state cannot be read, or the processes read different states.
     """
     state, read, damaged = None, -1, {}
@@ -101,20 +106,28 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
         break
       except Exception as error:
         self._require_damage(step, error)
-        damaged[step] = first_line(error)
+        damaged[step] = error
     if damaged and state is None:
+      newest = damaged[max(damaged)]
+      if isinstance(newest, _OtherArraysError):
+        raise UserError(
+          f'The training states in {self._folder} are of another training ({newest}). Continue '
+          'with the structure and optimizer that they were trained with, or move that folder away '
+          'to start anew.'
+        )
+      reasons = {step: first_line(error) for step, error in damaged.items()}
       raise UserError(
-        f'All training states in {self._folder} are damaged ({damaged}); remove that folder to '
+        f'All training states in {self._folder} are damaged ({reasons}); remove that folder to '
         'start this training again.'
       )
     if meshes.on_any(read != meshes.least_of_all(read)):
       raise OSError(
         f'The processes read different states in {self._folder}; start the same command again.'
       )
-    for step, reason in damaged.items():
+    for step, error in damaged.items():
       with meshes.primary_first('damaged'):
         if meshes.primary():
-          self._set_aside(step, reason)
+          self._set_aside(step, first_line(error))
       self._manager.reload()
     return state
 
@@ -146,12 +159,31 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
 
   def _restore(self, step: int, template: TrainState) -> TrainState:
     saved = template._replace(frozen=None)
+    self._require_same_arrays(step, saved)
     args = ocp.args.StandardRestore((saved, np.zeros((), np.uint32)))
     restored, checksum = self._manager.restore(step, args=args)
     state = TrainState(*restored)._replace(frozen=template.frozen)
     if _checksum(state) != checksum:
       raise ValueError('its numbers differ from those that were saved')
     return state
+
+  def _require_same_arrays(self, step: int, template: TrainState) -> None:
+    """Raises _OtherArraysError if a state has other arrays than the template by its metadata."""
+    try:
+      saved, _ = self._manager.item_metadata(step).tree
+      found, expected = (
+        by_name(flatten({field: each[field] for field in ('trainable', 'opt_state')}))
+        for each in (saved, jax.eval_shape(TrainState._asdict, template))
+      )
+    except Exception:  # the metadata are damaged, of which `restore` says more
+      return
+    problems = differences(found, expected) or [
+      f'{name} is {found[name].dtype} and should be {array.dtype}'
+      for name, array in expected.items()
+      if found[name].dtype != array.dtype
+    ]
+    if problems:
+      raise _OtherArraysError('; '.join(problems))
 
   def save(self, state: TrainState) -> None:
     """Saves a state in the background, unless its step is saved already.

@@ -20,6 +20,7 @@ from limiting import limited
 from places import digests
 
 from glora_jax import files
+from glora_jax.errors import UserError
 from glora_jax.training.checkpoints import KIND, TrainingCheckpoints
 from glora_jax.training.loop import TrainState, initial_state
 
@@ -160,6 +161,33 @@ def test_states_that_are_all_damaged_are_one_sentence_and_stay_where_they_are(
   with pytest.raises(ValueError, match=sentence):
     latest(folder, a_state(0))
   assert sorted(folder.rglob('*')) == before
+
+
+TRAINABLE = a_state(0).trainable
+
+
+@pytest.mark.parametrize(
+  'template, difference',
+  [
+    (
+      a_state(0)._replace(opt_state=optax.sgd(0.1, momentum=0.9).init(TRAINABLE)),
+      r'missing: opt_state/0/trace/a, opt_state/0/trace/b/c; unexpected: opt_state/0/count, ',
+    ),
+    (a_state(0, side=13), r'trainable/a is \(12, 12\) and should be \(13, 13\)'),
+    (
+      a_state(0)._replace(trainable={**TRAINABLE, 'a': TRAINABLE['a'].astype(jnp.bfloat16)}),
+      'trainable/a is float32 and should be bfloat16',
+    ),
+  ],
+  ids=['optimizer', 'shape', 'type'],
+)
+def test_states_of_another_training_are_not_called_damaged(saved_states, template, difference):
+  before = digests(saved_states)
+  sentence = rf'of another training \(.*{difference}.*move that folder away'
+  with pytest.raises(UserError, match=sentence) as caught:
+    latest(saved_states, template)
+  assert 'damaged' not in str(caught.value)
+  assert digests(saved_states) == before
 
 
 def test_what_an_interrupted_save_left_is_removed_while_its_threads_still_write(tmp_path):
