@@ -119,7 +119,7 @@ def tell_rates(pivot: Pivot) -> str:
   favors = 'favors' if len(board.tested) < len(board.cells) else 'may favor'  # it was tuned
   return (
     f"The baselines were trained at the {whose}'s learning rate, so the comparison {favors} the "
-    'result. Suites of suite.structures with suite.rates tune each structure.'
+    'result. Give suite.structures and suite.rates to tune every structure.'
   )
 
 

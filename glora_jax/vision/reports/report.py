@@ -235,7 +235,7 @@ def runs(board: Board, workdir: str) -> Blocks:
     if result := board.results.get(name):
       best = result['structures'][result['result']]
       test = percent(best['test_accuracy']) if 'test_accuracy' in best else ''
-      found = [best['label'], f'{best["params"]:,}', percent(best['val_accuracy']), test]
+      found = [board.label(name, best), f'{best["params"]:,}', percent(best['val_accuracy']), test]
     is_written = os.path.exists(os.path.join(workdir, address))
     rows.append((link if is_written else name, board.state(name), *found))
   is_first = board.results and not (board.is_paper or board.late)

@@ -19,7 +19,14 @@ from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.files import write_csv
 from glora_jax.vision.reports.means import Number, mean_of
 from glora_jax.vision.reports.page import SERIES, Result, group_by
-from glora_jax.vision.structure_names import FOUND, GRADIENT, SEARCH, SUPERNET, TRANSFER
+from glora_jax.vision.structure_names import (
+  FOUND,
+  GENOME_ENDING,
+  GRADIENT,
+  SEARCH,
+  SUPERNET,
+  TRANSFER,
+)
 
 NAME = 'table.csv'
 PUBLISHED_FILE = os.path.join(os.path.dirname(__file__), 'published.json')
@@ -131,6 +138,27 @@ class Board:
     if name in self.failed:
       return 'failed'
     return 'not ready' if name in self.missing else 'waiting'
+
+  def label(self, name: str, structure: Mapping[str, Any]) -> str:
+    """The label of a structure of a run; that of a file differs from those of other files."""
+    path = self.cells[name].structure
+    if not path.endswith(GENOME_ENDING):
+      return structure['label']
+    return _shortest_end(path, {cell.structure for cell in self.cells.values()} - {path})
+
+
+def _shortest_end(path: str, others: Iterable[str]) -> str:
+  """The shortest end of a path that no other path has.
+
+  Example:
+    >>> _shortest_end('runs/a/genome.json', ['runs/b/genome.json', 'mine.json'])
+    'a/genome.json'
+  """
+  parts, rest = path.split('/'), [other.split('/') for other in others]
+  for number in range(1, len(parts)):
+    if all(other[-number:] != parts[-number:] for other in rest):
+      return '/'.join(parts[-number:])
+  return path
 
 
 def board_of_run(result: Result) -> Board:
@@ -244,7 +272,7 @@ def _rows_of_run(board: Board, name: str, result: Result) -> Iterator[Row]:
           group=place_of(cell.task, split).group,
           seed=result['seed'],
           structure=structure,
-          label=found['label'] + within,
+          label=board.label(name, found) + within,
           role=role if cell.rate is None else 'rate',
           budget=result['budget'] if structure in FOUND else None,
           rate=found['rate'],

@@ -314,7 +314,7 @@ def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_pa
     path.write_text(json.dumps(genome_to_json(spec, preset(spec, name))))
   config = changed(run_config, test=False, budget=None)
   config.training.update(epochs=1, warmup_epochs=0)
-  config.suite.structures = ('a/genome.json', 'b/genome.json')
+  config.suite.structures = (f'{tmp_path}/a/genome.json', f'{tmp_path}/b/genome.json')
   rows = pivot_of(suite.run(config, 'suite')).methods
   params = [int(count_params(spec, preset(spec, name))) for name in ('linear', 'bitfit')]
   assert [(row.label, row.parameters.value) for row in rows] == [

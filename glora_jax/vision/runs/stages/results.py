@@ -7,6 +7,7 @@ result and writes a run's output.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -316,7 +317,7 @@ def _describe(
   settings, row, candidate = context.settings, listed.rows[name], listed.candidates[name]
   spec, task = candidate.adapted.spec, context.task
   is_finetuned = name == SEARCH and settings.finetunes
-  titles = {**TITLES, FILE: settings.structure}
+  titles = {**TITLES, FILE: os.path.basename(settings.structure)}
   label = 'searched, finetuned' if is_finetuned else titles.get(name) or preset_label(spec, name)
   recipe = settings.finetuning if is_finetuned else settings.training
   found = {
