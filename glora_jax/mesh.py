@@ -198,7 +198,7 @@ def _unless_there(mesh: Mesh | None, tree: Any, place: Callable[[Mesh, Any], Any
   return jax.tree.map(place_unless_there, tree)
 
 
-def put(leaf: Any, sharding: NamedSharding) -> Any:
+def put(leaf: Any, sharding: jax.sharding.Sharding) -> Any:
   """An array in a sharding, which may span processes; a `ShapeDtypeStruct` stays one."""
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -211,6 +211,21 @@ def put(leaf: Any, sharding: NamedSharding) -> Any:
   value = np.asarray(leaf)
   value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
   return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def place_like(base: Any, tree: Any) -> Any:
+  """A tree with its arrays on the devices of a base's arrays, replicated.
+
+  They are committed to these devices if an array of the base is, and otherwise uncommitted on the
+  default one, as arrays from `jnp` are.
+  """
+  arrays = (leaf for leaf in jax.tree.leaves(base) if isinstance(leaf, jax.Array))
+  sharding = next((array.sharding for array in arrays if array.committed), None)
+  if sharding is None:
+    return jax.tree.map(jnp.asarray, tree)
+  if isinstance(sharding, NamedSharding):
+    sharding = NamedSharding(sharding.mesh, P())
+  return jax.tree.map(lambda leaf: put(leaf, sharding), tree)
 
 
 def local_rows(mesh: Mesh, number: int) -> np.ndarray:

@@ -109,6 +109,18 @@ def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
   assert_refused('adapted.fix(None)', load_peft, tmp_path, other, case.params, STACKED_NAMES)
 
 
+def test_what_is_loaded_lies_on_the_devices_of_the_base(tmp_path):
+  case = stacked()
+  genome = case.adapted.fix('lora:2').genome
+  save_peft(tmp_path, case.adapted, case.variables, STACKED_NAMES, genome)
+  mesh = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  base = jax.device_put(case.params, whole)
+  _, read = load_peft(tmp_path, case.adapted, base, STACKED_NAMES)
+  arrays = jax.tree.leaves((read['glora'], read['params']))
+  assert {array.sharding for array in arrays} == {whole}
+
+
 def test_what_an_adapter_leaves_zero_fits_any_form_of_a_fixed_structure(tmp_path):
   case = stacked()
   save_peft(

@@ -15,6 +15,7 @@ import numpy as np
 
 from glora_jax.checks import check_path, printable, shown, validate
 from glora_jax.files import Path, damaged, read_tensors, write_tensors
+from glora_jax.mesh import place_like
 from glora_jax.method.adapted import (
   Adapted,
   check_params,
@@ -246,9 +247,9 @@ def load_adapter(
 
   Returns:
     (adapted, variables): the model with the file's structure fixed, and its adapter, heads and
-    other collections. If `adapted` had a free structure, the variables fit that as well: arrays
-    that the file's structure does not read are zero. A LoRA saved with another scale than the
-    model's is rescaled.
+    other collections. They lie on the devices of `params`, replicated. If `adapted` had a free
+    structure, the variables fit that as well: arrays that the file's structure does not read are
+    zero. A LoRA saved with another scale than the model's is rescaled.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -288,6 +289,7 @@ def load_adapter(
   heads = flatten(others.pop('params', {}))
   if heads:  # a sum of adapters may have none
     check_heads(path, heads, flatten(trainable['params']))
+  adapter, heads, others = place_like(params, (adapter, heads, others))
   trained = {'params': update(trainable['params'], heads), COLLECTION: adapter}
   return adapted.fix(genome), adapted.join(trained, {**frozen, **others})
 

@@ -25,6 +25,7 @@ from glora_jax.files import (
   write_json,
   write_safetensors,
 )
+from glora_jax.mesh import place_like
 from glora_jax.method.adapted import (
   Adapted,
   check_params,
@@ -63,7 +64,7 @@ from glora_jax.peft.modules import (
   find_layers,
 )
 from glora_jax.torch_names import NameMap, name_map
-from glora_jax.tree import get, grouped, on_host, path_name, replace
+from glora_jax.tree import KeyPath, get, grouped, on_host, path_name, update
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ def load_peft(
   changes = [(layer, _of_layer(adapter, layer)) for layer in layers]
   params = _with_heads(adapter, adapted, dequantize_heads(adapted, params), names)
   genome, collection = _stored(adapter, adapted.fix(None), params, changes)
-  variables = {'params': params, COLLECTION: collection}
+  variables = {'params': params, COLLECTION: place_like(params, collection)}
   if adapted.genome is None:
     return adapted.fix(genome), variables
   if (genome != np.where(genome, adapted.genome, 0)).any():  # what is none may be zeros
@@ -476,6 +477,7 @@ def _with_heads(adapter: PeftAdapter, adapted: Adapted, params: Any, names: Name
       f'{adapter.path} has {grouped(others)}, which are not heads of this model; adapt with the '
       f'heads that the adapter trains in full, or remove these tensors; {EXTEND}.'
     )
+  heads: dict[KeyPath, Any] = {}
   for name, value in adapter.heads.items():
     path, value = paths[name], value if names is None else value.T
     expected = adapted.places.param_shapes[path].shape
@@ -484,8 +486,8 @@ def _with_heads(adapter: PeftAdapter, adapted: Adapted, params: Any, names: Name
         f'{adapter.path} is of another model: its {path_name(path)} is {value.shape}, and '
         f'{expected} here; {EXTEND}.'
       )
-    params = replace(params, path, value)
-  return params
+    heads[path] = value
+  return update(params, place_like(params, heads))
 
 
 def _stored(

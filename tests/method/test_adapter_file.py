@@ -45,6 +45,33 @@ def test_an_adapter_holds_the_trained_numbers_and_heads_and_gives_the_same_logit
     assert sum(tensors[name].size for name in adapter) == adapted.count_params(genome)
 
 
+ONE_DEVICE = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+WHOLE = jax.sharding.NamedSharding(ONE_DEVICE, jax.sharding.PartitionSpec())
+BASES = {
+  'host': np.asarray,
+  'uncommitted': jnp.asarray,
+  'device': functools.partial(jax.device_put, device=jax.devices()[0]),
+  'mesh': functools.partial(
+    jax.device_put,
+    device=jax.sharding.NamedSharding(ONE_DEVICE, jax.sharding.PartitionSpec('fsdp')),
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', BASES)
+def test_what_is_loaded_lies_where_the_base_lies(written, tmp_path, kind):
+  adapted, params, tensors, metadata = written
+  write_tensors(tmp_path / 'a', tensors, 'adapter', metadata)
+  base = jax.tree.map(BASES[kind], params)
+  _, loaded = adapter_file.load_adapter(tmp_path / 'a', adapted, base)
+  arrays = jax.tree.leaves((loaded['glora'], loaded['params']['head']))
+  assert all(isinstance(array, jax.Array) for array in arrays)
+  assert {array.committed for array in arrays} == {kind in ('device', 'mesh')}
+  assert {array.sharding for array in arrays} == {
+    WHOLE if kind == 'mesh' else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  }
+
+
 def test_adapters_of_another_space_or_structure_are_refused(subnet, tmp_path):
   adapted, variables = subnet
   path, params = tmp_path / 'a.safetensors', variables['params']

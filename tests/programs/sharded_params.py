@@ -51,6 +51,9 @@ with tempfile.NamedTemporaryFile() as file:
   assert pathlib.Path(file.name).read_bytes() == alone
   assert all(leaf._npy_value is None for leaf in jax.tree.leaves(variables))  # none on the host
   for model, params in ((adapted, variables['params']), (in_parts, parts['params'])):
+    _, loaded = glora_jax.load_adapter(file.name, model, params)
+    for leaf in jax.tree.leaves(loaded['glora']):
+      assert leaf.sharding == NamedSharding(mesh, PartitionSpec())
     pool = Pool(model, params, merge=True)
     pool.load('a', file.name)
     answers = pool(inputs, ['a', None] * 2)
