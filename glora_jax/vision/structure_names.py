@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from glora_jax.checks import shown
@@ -74,6 +74,20 @@ def file_name(name: str) -> str:
     ('lora:2@qkv', 'lora@blocks%2F3')
   """
   return urllib.parse.quote(name, safe=_KEPT_IN_FILES)
+
+
+def shortest_end(path: str, others: Iterable[str]) -> str:
+  """The shortest end of a path that no other path has, for tables.
+
+  Example:
+    >>> shortest_end('runs/a/genome.json', ['runs/b/genome.json', 'mine.json'])
+    'a/genome.json'
+  """
+  parts, rest = path.split('/'), [other.split('/') for other in others]
+  for number in range(1, len(parts)):
+    if all(other[-number:] != parts[-number:] for other in rest):
+      return '/'.join(parts[-number:])
+  return path
 
 
 def stage_title(stage: str, structures: Mapping[str, Mapping[str, Any]]) -> str:

@@ -26,6 +26,7 @@ from glora_jax.vision.structure_names import (
   SEARCH,
   SUPERNET,
   TRANSFER,
+  shortest_end,
 )
 
 NAME = 'table.csv'
@@ -144,21 +145,7 @@ class Board:
     path = self.cells[name].structure
     if not path.endswith(GENOME_ENDING):
       return structure['label']
-    return _shortest_end(path, {cell.structure for cell in self.cells.values()} - {path})
-
-
-def _shortest_end(path: str, others: Iterable[str]) -> str:
-  """The shortest end of a path that no other path has.
-
-  Example:
-    >>> _shortest_end('runs/a/genome.json', ['runs/b/genome.json', 'mine.json'])
-    'a/genome.json'
-  """
-  parts, rest = path.split('/'), [other.split('/') for other in others]
-  for number in range(1, len(parts)):
-    if all(other[-number:] != parts[-number:] for other in rest):
-      return '/'.join(parts[-number:])
-  return path
+    return shortest_end(path, {cell.structure for cell in self.cells.values()} - {path})
 
 
 def board_of_run(result: Result) -> Board:
