@@ -45,13 +45,14 @@ def keep_last(
   def call(owner: Owner, *args: P.args, **kwargs: P.kwargs) -> T:
     key = owner, args, tuple(kwargs.items())
     try:
-      kept = vars(owner)
+      kept = vars(getattr(owner, '__self__', owner))  # a method's own are those of its class
       hash(key)
     except TypeError:  # a user's object without attributes, or with a `__call__` and no hash
       return function(owner, *args, **kwargs)
-    if key not in kept.get(name, ()):
-      kept[name] = _Kept({key: function(owner, *args, **kwargs)})
-    return kept[name][key]
+    last = kept.get(name, {})
+    if key not in last:
+      last = kept[name] = _Kept({key: function(owner, *args, **kwargs)})
+    return last[key]  # not `kept[name]`, which another thread may have replaced
 
   return call
 

@@ -1,6 +1,9 @@
 """What is reported of compiled programs, and that nothing is compiled twice for it."""
 
 import functools
+import gc
+import itertools
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from glora_jax.compiling import memory_of, reported, reporting_to
+from glora_jax.compiling import keep_last, memory_of, reported, reporting_to
+
+
+class Owner:
+  """An object that keeps a result."""
+
+  def method(self):
+    """Its results are kept as well."""
+
+
+@keep_last
+def result_of(owner, argument):
+  return [owner, argument]
 
 
 @pytest.fixture
@@ -54,3 +69,29 @@ def test_a_program_is_compiled_once_and_reported_for_each_shape(compiled):
 def test_a_backend_may_not_know_the_memory(monkeypatch):
   monkeypatch.setattr(jax.stages.Compiled, 'memory_analysis', lambda self: None)
   assert memory_of(jax.jit(jnp.sin).lower(1.0).compile()) == {}
+
+
+@pytest.mark.parametrize('lookup', range(1, 8))
+def test_another_thread_may_replace_the_result_that_is_kept(lookup):
+  owner, lookups = Owner(), itertools.count(1)
+
+  class Interrupted:
+    """Another call comes in between while this argument is looked up."""
+
+    def __hash__(self):
+      if next(lookups) == lookup:
+        result_of(owner, 'another')
+      return 0
+
+  argument = Interrupted()
+  for _ in range(2):
+    assert result_of(owner, argument) == [owner, argument]
+
+
+def test_results_for_a_method_are_freed_with_its_object():
+  owner = Owner()
+  assert result_of(owner.method, 1) is result_of(owner.method, 1)
+  freed = weakref.ref(owner)
+  del owner
+  gc.collect()
+  assert freed() is None
