@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from glora_jax.checks import shown
-from glora_jax.method.adapted import Adapted, Call, check_variables, run
+from glora_jax.method.adapted import Adapted, Call, check_variables, genome_for, run
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.dropout import Dropout, drop_components
 from glora_jax.method.validation import check_loss, is_data
@@ -68,12 +68,14 @@ class Forward:
       **kwargs: further arguments of the model.
 
     Raises:
-      ValueError: the inputs do not divide into equal paths, or as in `Adapted.apply`.
+      ValueError: the inputs do not divide into equal paths, or as in `Adapted.apply`: a fixed
+        structure has a genome already, for instance.
     """
-    if genome is None:
-      if self.call is not None:
-        return self.call(*inputs, **kwargs)
-      genome = self.genome if self.adapted.genome is None else self.adapted.genome
+    if genome is None and self.call is not None:
+      return self.call(*inputs, **kwargs)
+    genome = self.genome if genome is None else genome
+    if genome is None or self.adapted.genome is not None:
+      genome = genome_for(self.adapted, genome, 'forward')
     genome, dropouts = jnp.asarray(genome), (self.of_components, self.of_inputs)
     if genome.ndim == 2:
       return self._run_one(inputs, kwargs, genome, *dropouts)

@@ -15,6 +15,7 @@ from flax import nnx
 import glora_jax
 from glora_jax import Layer, SearchSpace, Spec
 from glora_jax.method import presets, sharding
+from glora_jax.method.forward import Forward
 from glora_jax.method.genomes import check_genome, genome_from_json
 from glora_jax.method.space import MOST_RANKS
 
@@ -137,6 +138,11 @@ REFUSED = [
   (lambda: apply(adapt(space=SearchSpace((2, 8))).init(KEY, PARAMS)), "['glora']"),
   (lambda: dense().apply(variables(), X), 'apply needs a genome'),
   (lambda: dense().fix(GENOME).apply(variables(), X, genome=GENOME), 'apply accepts no genome'),
+  (lambda: Forward(dense(), variables())(X), 'forward needs a genome'),
+  (
+    lambda: Forward(dense().fix(GENOME), variables())(X, genome=GENOME),
+    'forward accepts no genome',
+  ),
   (lambda: adapt(structure='lora:2', scale=0.0), 'scale=0.0'),
   # keys, specs, genomes and presets without a model
   (lambda: dense().init(0, PARAMS), 'key='),
