@@ -93,13 +93,18 @@ def _tasks_of(settings: RunSettings) -> dict[str, RunSettings]:
   """The settings of every task, with the budget and the learning rate for it."""
   found, suite = {}, dataclasses.replace(settings.suite, settings={})
   by_task = settings_by_task(settings.suite.settings, settings.task, 'suite.settings')
+  has_rate = any(map(suite.rate_of, suite.structures or (settings.structure,)))
+  replacing = {
+    'learning_rate': 'suite.rates' if suite.rates else has_rate and 'suite.rate',
+    'budget': suite.budgets and 'suite.budgets',
+  }
   for name, own in by_task.items():
     try:
-      if suite.rates and (given := own.get('training')):
-        raise ValueError(
-          f'learning_rate={given["learning_rate"]} has no effect, because suite.rates chooses one; '
-          'leave one of the two out.'
-        )
+      for field, value in {**own.get('training', {}), **own}.items():
+        if other := replacing.get(field):
+          raise ValueError(
+            f'{field}={value} has no effect, because {other} replaces it; leave one of the two out.'
+          )
       found[name] = _replace(settings, {**own, 'task': name, 'suite': suite})
     except (TypeError, ValueError) as error:
       raise ValueError(f'suite.settings of {name}: {error}') from error
@@ -111,6 +116,11 @@ def _settings_of(own: RunSettings, cell: Cell, rate: float | None) -> RunSetting
   structure, budget = cell.structure or own.structure, own.budget
   if cell.structure and structure not in FOUND:
     budget = None
+  if cell.rate is not None and own.protocol == 'paper':
+    raise ValueError(
+      "suite.rates needs validation images that are not trained on, but protocol='paper' trains on "
+      'them; give training.learning_rate.'
+    )
   fields: dict[str, Any] = {
     'structure': structure,
     'presets': None if cell.structure else own.presets,

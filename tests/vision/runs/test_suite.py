@@ -393,8 +393,23 @@ def test_a_search_is_trained_at_the_best_rate_and_finetuned_at_the_same_share_of
   assert run.settings.finetuning.learning_rate == pytest.approx(finetuned_at)
 
 
-def test_a_rate_of_a_task_that_rates_would_replace_is_refused():
-  config = changed(get_config('vtab', 'all'), suite__rates=(1e-3,))
-  config.suite.settings = {'cifar100': {'budget': 9}, 'dtd': {'learning_rate': 1e-4}}
-  with pytest.raises(UserError, match=r'of vtab/dtd: learning_rate=0\.0001 has no effect'):
+@pytest.mark.parametrize(
+  'fields, refused',
+  [
+    ({'rates': (1e-3,)}, 'learning_rate=0.0001 has no effect, because suite.rates replaces it'),
+    ({'rate': {'bitfit': 1e-3}}, 'learning_rate=0.0001 has no effect, because suite.rate replaces'),
+    ({'structures': ('search',), 'budgets': (900,)}, 'budget=9 has no effect, because suite.budg'),
+  ],
+)
+def test_a_rate_or_a_budget_of_a_task_that_the_suite_would_replace_is_refused(fields, refused):
+  config = changed(get_config('vtab', 'all'), suite__structures=('bitfit',))
+  config.suite.update(fields)
+  config.suite.settings = {'dtd': {'budget': 9, 'learning_rate': 1e-4}}
+  with pytest.raises(UserError, match=f'of vtab/dtd: {refused}'):
+    runs_of(config)
+
+
+def test_rates_of_the_papers_protocol_are_refused_for_lack_of_validation_images():
+  config = changed(get_config('vtab', 'all'), protocol='paper', suite__rates=(1e-3,))
+  with pytest.raises(UserError, match=r"suite\.rates needs validation images .* protocol='paper'"):
     runs_of(config)
