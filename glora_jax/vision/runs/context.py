@@ -41,7 +41,7 @@ from glora_jax.vision.runs.fitting import (
 )
 from glora_jax.vision.runs.origins import identify_weights
 from glora_jax.vision.runs.processes import over_devices
-from glora_jax.vision.runs.settings import RunSettings
+from glora_jax.vision.runs.settings import TRANSFER, RunSettings
 from glora_jax.vision.runs.workdir import Stop, has_test_list
 
 if TYPE_CHECKING:
@@ -252,8 +252,9 @@ def make_context(
     'normalization': metadata['normalization'],
   }
   contents = {'model.weights': identify_weights(settings.model, path, workdir)}
-  if settings.has_gradient and settings.allocation.prior == 'transfer':
-    assert settings.transfer is not None  # else the prior is another one
+  is_prior = settings.has_gradient and settings.allocation.prior == 'transfer'
+  if is_prior or settings.structure == TRANSFER:
+    assert settings.transfer is not None  # else the prior is another one, or a check has failed
     contents['allocation.transfer'] = sha256_of(settings.transfer)
   context = dataclasses.replace(context, images=images, facts=facts, contents=contents)
   if left != counts:

@@ -166,18 +166,19 @@ def write_weights_and_scores(folder, config, number):
 
 
 @pytest.mark.parametrize(
-  'field, again',
+  'structure, field, again',
   [
-    ('model__weights', ['head', 'gradient', 'structure', 'training/gradient']),
-    ('allocation__transfer', ['gradient', 'structure', 'training/gradient']),
+    ('gradient', 'model__weights', ['head', 'gradient', 'structure', 'training/gradient']),
+    ('gradient', 'allocation__transfer', ['gradient', 'structure', 'training/gradient']),
+    ('transfer', 'allocation__transfer', ['structure', 'training/transfer']),
   ],
 )
 def test_a_moved_file_of_weights_or_scores_runs_nothing_again_and_another_one_what_reads_it(
-  field, again, run_config, tmp_path
+  structure, field, again, run_config, tmp_path
 ):
-  config = changed(run_config, structure='gradient', presets=None, training__epochs=5)
+  config = changed(run_config, structure=structure, presets=None, training__epochs=5)
   for number, name in enumerate(('first', 'other')):
-    write_weights_and_scores(tmp_path / name, config, number)
+    write_weights_and_scores(tmp_path / name, changed(config, structure='gradient'), number)
   shutil.copytree(tmp_path / 'first', tmp_path / 'moved')
   found = []
   for place in ('first', 'moved', 'other'):
