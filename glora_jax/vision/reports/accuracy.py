@@ -105,7 +105,7 @@ def tell_result(result: Result) -> str:
 
 
 def tell_rates(pivot: Pivot) -> str:
-  """That baselines have no learning rate of their own; empty if there are none."""
+  """That baselines have the result's rate, and no epochs of a finetuning; empty without any."""
   board, rows = pivot.board, [row for row in pivot.rows if row.run in pivot.board.tested]
   results = {row.run: row.rate for row in rows if row.role == 'result'}
   is_same = [
@@ -116,10 +116,14 @@ def tell_rates(pivot: Pivot) -> str:
   if not is_same:
     return ''
   whose = 'result' if all(is_same) else 'supernet'
+  searched = {row.run for row in rows if row.role == 'result' and row.structure == SEARCH}
+  fewer = any(board.results[run]['finetuned'] for run in searched)
+  more = ' and without the epochs of its finetuning' if fewer else ''
   favors = 'favors' if len(board.tested) < len(board.cells) else 'may favor'  # it was tuned
   return (
-    f"The baselines were trained at the {whose}'s learning rate, so the comparison {favors} the "
-    'result. Give suite.structures and suite.rates to tune every structure.'
+    f"The baselines were trained at the {whose}'s learning rate{more}, so the comparison {favors} "
+    'the result. Give suite.structures and suite.rates to tune every structure, all with the same '
+    'epochs.'
   )
 
 

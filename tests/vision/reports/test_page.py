@@ -70,14 +70,16 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
 
 
 @pytest.mark.parametrize('rate, whose', [(1e-3, 'result'), (2e-3, 'supernet')])
-def test_a_page_begins_with_whose_learning_rate_the_baselines_have(
+def test_a_page_begins_with_whose_learning_rate_and_which_epochs_the_baselines_have(
   rate, whose, tmp_path, allocation
 ):
   findings = pages.make_findings(allocation)
   for name in ('linear', 'lora', 'gradient'):
     findings.result['structures'][name]['rate'] = rate
-  told = f"The baselines were trained at the {whose}'s learning rate, so the comparison may favor"
-  assert told in pages.write_run(tmp_path, findings).all('header')[0].words()
+  told = f"trained at the {whose}'s learning rate{{}}, so the comparison may favor"
+  for is_finetuned, more in [(True, ' and without the epochs of its finetuning'), (False, '')]:
+    findings.result['finetuned'] = is_finetuned
+    assert told.format(more) in pages.write_run(tmp_path, findings).all('header')[0].words()
 
 
 def test_a_suite_that_tuned_the_rate_of_its_result_says_that_its_baselines_have_the_same(
