@@ -71,7 +71,7 @@ def measure(quick: bool, repeats: int) -> None:
       for name, forward in forwards.items()
     },
     'decode': {
-      name: lambda forward=forward, cache=read[name].cache: forward(*next_inputs, cache)
+      name: lambda forward=forward, cache=read[name][1]: forward(*next_inputs, cache)
       for name, forward in forwards.items()
     },
   }

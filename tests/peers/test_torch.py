@@ -477,19 +477,19 @@ def test_caches_of_transformers_are_pytrees_in_and_out(make):
   config = transformers.LlamaConfig(**torch_zoo.DECODER | {'num_hidden_layers': 1})
   module, tokens = transformers.LlamaForCausalLM(config).eval(), torch_zoo.TOKENS.numpy()
   adapted, variables = ready(module, tokens)
-  call = jax.jit(lambda tokens, cache: adapted.apply(variables, tokens, cache=cache))
+  call = jax.jit(lambda tokens, cache: adapted.apply(variables, tokens, None, None, cache)[:2])
   expected = adapted.apply(variables, tokens).logits
   empty = make(config)
   structure = jax.tree.structure(empty)
   for _ in range(2):
-    first = call(tokens[:, :-1], empty)
-    last = call(tokens[:, -1:], first.cache)
+    first, cache = call(tokens[:, :-1], empty)
+    last, full = call(tokens[:, -1:], cache)
     assert jax.tree.structure(empty) == structure
-    assert_close(jnp.concatenate([first.logits, last.logits], 1), expected)
-  twice = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), first.cache)
-  mapped = jax.vmap(call)(np.stack([tokens[:, -1:]] * 2), twice)
-  assert_trees_equal(jax.tree.map(lambda leaf: leaf[1], mapped.cache), last.cache)
-  assert_close(mapped.logits[1], last.logits)
+    assert_close(jnp.concatenate([first, last], 1), expected)
+  twice = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), cache)
+  mapped, mapped_cache = jax.vmap(call)(np.stack([tokens[:, -1:]] * 2), twice)
+  assert_trees_equal(jax.tree.map(lambda leaf: leaf[1], mapped_cache), full)
+  assert_close(mapped[1], last)
 
 
 def test_attention_to_nothing_is_0_as_in_pytorch():
