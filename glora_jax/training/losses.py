@@ -125,7 +125,7 @@ def classification(
 
   def check(data: Any, adapted: Adapted) -> None:
     """Raises ValueError unless data is a pair whose labels are classes of the model."""
-    # A label that is too large makes the loss NaN, and one below 0 would count from the last class.
+    # A label that is not a class makes the loss NaN.
     _, labels = _pair(data)
     if np.ndim(labels) == 1:
       check_whole_numbers(labels)
@@ -179,7 +179,8 @@ def cross_entropy(
 
   Args:
     logits: float [..., class].
-    targets: labels, int [...], or a distribution over the classes for each, float [..., class].
+    targets: labels, int [...], or a distribution over the classes for each, float [..., class]. The
+      loss of a label that is not a class is NaN.
     classes: which classes may be predicted, bool [class]; None for all.
 
   Raises:
@@ -203,6 +204,7 @@ def cross_entropy(
     logits = jnp.where(classes, logits, -jnp.inf)
   if targets.shape == logits.shape[:-1]:
     labels, losses = targets, optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    losses = jnp.where(labels < 0, jnp.nan, losses)  # or it would count from the last class
   else:
     labels, losses = targets.argmax(-1), optax.softmax_cross_entropy(logits, targets, where=classes)
   return losses.mean(), {'accuracy': jnp.mean(right_answers(logits, labels, losses))}

@@ -79,6 +79,13 @@ def test_what_mixes_images_has_no_key_that_augmentation_splits_off():
   assert not (jax.random.key_data(split) == jax.random.key_data(keys['mixing'])).all(-1).any()
 
 
+@pytest.mark.parametrize('label', [-1, 5])
+def test_the_loss_of_a_label_that_is_not_a_class_is_not_a_number(label):
+  loss, metrics = cross_entropy(jnp.zeros((2, 5)), jnp.array([4, label]))
+  assert jnp.isnan(loss)
+  assert metrics['accuracy'] == 0
+
+
 def test_labels_and_their_distribution_have_the_same_loss_whatever_stands_before_the_classes():
   logits = jax.random.normal(KEY, (2, 3, 5))
   labels = jnp.array([[0, 1, 4], [2, 2, 3]])
