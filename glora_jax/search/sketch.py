@@ -23,7 +23,7 @@ from glora_jax.compiling import keep_last, reported
 from glora_jax.mesh import options_of_one_pass, replicated, settle, split_rows
 from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.adapter import COLLECTION
-from glora_jax.method.forward import Forward, Loss, loss_and_metrics
+from glora_jax.method.forward import Forward, Loss, check_data, loss_and_metrics
 from glora_jax.method.groups import Group
 from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
@@ -166,7 +166,7 @@ class Pass:
       one batch.
 
     Raises:
-      ValueError: there are no batches.
+      ValueError: there are no batches, or a label is not a class.
       NonFiniteError: a loss or its gradient is not finite.
     """
     total, probes, fixed = self.start()
@@ -178,6 +178,7 @@ class Pass:
       key, arrays = jax.random.fold_in(self.key, number), as_batch(batch)
       arguments = total, probes, fixed, split_rows(self.mesh, arrays), key
       total, of_batch = self.gradient.program(*arguments)
+      check_data(self.loss, [arrays], self.adapted)  # now the loss knows how many classes there are
       measured.append(of_batch)
       jax.block_until_ready(measured[-2:-1])  # no more than two batches wait for the device
     if not measured:

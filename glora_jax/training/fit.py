@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -152,13 +153,12 @@ def fit(
   """
   validate(adapted, Adapted, 'adapted')
   loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
-  check_data(loss, batches, adapted)  # and again when the loss knows the number of classes
-  if are_several(key):
-    trainable, frozen = split_starts(adapted, validate(variables, Sequence, 'variables'))
-  else:
-    trainable, frozen = adapted.split(variables)
-  try:
-    state = minimize(
+  with _checked_data(loss, batches, adapted):
+    if are_several(key):
+      trainable, frozen = split_starts(adapted, validate(variables, Sequence, 'variables'))
+    else:
+      trainable, frozen = adapted.split(variables)
+    return minimize(
       loss_fn,
       trainable,
       frozen,
@@ -175,11 +175,18 @@ def fit(
       progress=progress,
       mesh=mesh,
     )
+
+
+@contextlib.contextmanager
+def _checked_data(loss: Loss, data: Any, adapted: Adapted) -> Generator[None]:
+  """Checks data before a training, and after it, when the loss knows the number of classes."""
+  check_data(loss, data, adapted)
+  try:
+    yield
   except NonFiniteLossError:
-    check_data(loss, batches, adapted)
+    check_data(loss, data, adapted)
     raise
-  check_data(loss, batches, adapted)
-  return state
+  check_data(loss, data, adapted)
 
 
 @keep_last
@@ -303,15 +310,16 @@ def linear_probe(
     )
   probe = _without_choices(adapted)
   trainable, frozen = probe.split(variables, adapter=False)
-  state = minimize(
-    step_loss(probe, loss),
-    trainable,
-    frozen,
-    batches,
-    recipe,
-    key,
-    title='linear probe',
-    progress=progress,
-    mesh=mesh,
-  )
+  with _checked_data(loss, batches, probe):
+    state = minimize(
+      step_loss(probe, loss),
+      trainable,
+      frozen,
+      batches,
+      recipe,
+      key,
+      title='linear probe',
+      progress=progress,
+      mesh=mesh,
+    )
   return {**variables, 'params': state.variables['params']}

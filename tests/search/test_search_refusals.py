@@ -49,6 +49,13 @@ def without_gradient(forward, batch, key):
   return jnp.sqrt(jnp.square(logits - jax.lax.stop_gradient(logits)).sum())  # 0, whatever x is
 
 
+def allocating_label(label):
+  """`allocate` with an iterator, in whose second batch a label is changed."""
+  first, (images, labels), *others = mixed()[2]
+  batches = iter([first, (images, labels.at[1].set(label)), *others])
+  return allocating(loss=glora_jax.classification(), batches=batches)
+
+
 def with_a_wider_layer():
   own = allocating()
   first, *others = own.spec.layers
@@ -100,6 +107,8 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('budget=2 is too small', lambda: allocating(budget=2)),
     ('[4, 4]', lambda: allocating(loss=lambda forward, batch, key: forward(batch[0]))),
     ('batch 0', lambda: allocating(loss=without_gradient)),
+    ('label 9 of example 1', lambda: allocating_label(9)),
+    ('label -1 of example 1', lambda: allocating_label(-1)),
     ('at most 0', lambda: search()[0].best(spec=SPEC, budget=0)),
     ('none of the forms', lambda: choice.choose(spec_of((4, 8), space=NO_FORM), SCORES, 100)),
   ],

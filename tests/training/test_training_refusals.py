@@ -93,6 +93,8 @@ def batches():
     (lambda: fit(state={'step': 3}), 'state must be a TrainState, got a dict'),
     (lambda: fit({'labels': problem().labels.at[2].set(-1)}), 'label -1 of example 2'),
     (lambda: fit({'labels': problem().labels.at[5].set(3)}), 'label 3 of example 5'),
+    (lambda: probe(problem().labels.at[2].set(-1)), 'label -1 of example 2'),
+    (lambda: probe(problem().labels.at[5].set(3)), 'label 3 of example 5'),
     (lambda: losing(jnp.zeros(()), [1.0]), '(loss, metrics)'),
     (
       lambda: losing(jnp.zeros(()), {'confusion': jnp.ones((3, 3))}),
