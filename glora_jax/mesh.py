@@ -181,7 +181,12 @@ def split_rows(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def settle(mesh: Mesh | None, tree: Any) -> Any:
-  """A tree with every array replicated that is not on the mesh yet; without a mesh unchanged."""
+  """A tree with every array replicated that is not on the mesh yet.
+
+  Without a mesh, NumPy's arrays are put on the device, or every compiled call would send them anew.
+  """
+  if mesh is None:
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
   return _unless_there(mesh, tree, replicate)
 
 

@@ -169,10 +169,7 @@ class Pass:
       ValueError: there are no batches, or a label is not a class.
       NonFiniteError: a loss or its gradient is not finite.
     """
-    total, probes, fixed = self.start()
-    arrays = total, probes
-    total, probes = jax.device_put(arrays) if self.mesh is None else settle(self.mesh, arrays)
-    fixed, measured = settle(self.mesh, fixed), []
+    (total, probes, fixed), measured = settle(self.mesh, self.start()), []
     bar = progress_bar(batches, 'gradient', unit='batch', wanted=progress)
     for number, batch in enumerate(bar):
       key, arrays = jax.random.fold_in(self.key, number), as_batch(batch)

@@ -183,6 +183,20 @@ def test_kernels_of_layers_without_a_bias_stay_on_the_device(monkeypatch):
   assert copied == [(12, 4)]  # the kernel of the layer with a bias
 
 
+def test_a_base_of_numpy_is_not_sent_to_the_device_with_every_batch(monkeypatch):
+  def of_the_device(name, program):
+    def call(*arguments):
+      total_probes_base = arguments[:3]
+      assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(total_probes_base))
+      return program(*arguments)
+
+    return call
+
+  monkeypatch.setattr(sketch, 'reported', of_the_device)
+  adapted, variables, batches = live()
+  allocated((adapted, jax.device_get(variables), batches))
+
+
 def test_a_thin_sketch_finds_the_first_directions_of_a_large_kernel():
   draw = jax.random.normal
   images = draw(jax.random.key(0), (64, 5)) @ draw(jax.random.key(1), (5, 150))

@@ -164,6 +164,14 @@ def test_a_smaller_batch_counts_as_many_times_less_as_it_has_fewer_examples():
   assert_allclose(moved, 1 + 2 / 4 + 1 / 4, rtol=1e-6)
 
 
+def test_a_base_of_numpy_is_sent_to_the_device_once():
+  adapted, variables = problem().adapted, jax.device_get(problem().variables)
+  state = glora_jax.fit(
+    adapted, variables, squares, problem().data, RECIPE, key=KEY, stop_epoch=0, progress=False
+  )
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.frozen))
+
+
 def test_a_loss_may_be_an_object_that_has_no_hash():
   @dataclasses.dataclass
   class Squares:
