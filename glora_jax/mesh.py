@@ -137,7 +137,7 @@ def require_divisible(mesh: Mesh | None, batch_size: int) -> None:
   """Raises ValueError if a batch does not split evenly over the devices of a mesh."""
   if mesh is not None and batch_size % mesh.size:
     raise ValueError(
-      f'A batch of {batch_size} images cannot be split over {mesh.size} devices; make batch_size '
+      f'A batch of {batch_size} examples cannot be split over {mesh.size} devices; make batch_size '
       f'(divided by accumulate) a multiple of {mesh.size}, or use fewer devices.'
     )
 

@@ -82,8 +82,8 @@ class Forward:
     paths, number = len(genome), len(jax.tree.leaves(inputs)[0])
     if not paths or number % paths:
       raise ValueError(
-        f'A batch of {number} cannot be cut into {paths} equal paths; change batch_size or '
-        'sampling.paths.'
+        f'A batch of {number} cannot be cut into {paths} equal paths; change the batch size or '
+        'the number of paths.'
       )
     cut = jax.tree.map(lambda rows: rows.reshape(paths, -1, *rows.shape[1:]), inputs)
     split = functools.partial(jax.random.split, num=paths)

@@ -238,8 +238,8 @@ def _check_finite(losses: np.ndarray, finite: np.ndarray) -> None:
       'root of 0. Change the loss, or compute it in float32.'
     )
   raise NonFiniteError(
-    f'The loss of batch {number} is {loss}; it must be finite. Check the images, the labels and '
-    'the pretrained weights.'
+    f'The loss of batch {number} is {loss}; it must be finite. Check the examples and the '
+    'pretrained weights.'
   )
 
 

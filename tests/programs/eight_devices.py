@@ -141,7 +141,7 @@ assert_allclose(found['own'], np.mean([*map(jax.random.uniform, own_keys)]), rto
 # Weights that are too small to be sharded are whole on every device, and each takes its images.
 whole, on_devices = glora_jax.shard(adapted, variables, MESH)
 assert_trained_alike(fit(on_devices, adapted=whole, mesh=MESH), on_one_device)
-with pytest.raises(ValueError, match='A batch of 12 images cannot be split over 8 devices'):
+with pytest.raises(ValueError, match='A batch of 12 examples cannot be split over 8 devices'):
   fit(mesh=MESH, recipe=Recipe(batch_size=12))
 
 
