@@ -33,7 +33,7 @@ def check_priors(spec: Spec, prior: Any, ranks: int) -> tuple[Allocation | Trans
   """
   if prior is None:
     return ()
-  is_list = isinstance(prior, Sequence) and not isinstance(prior, Transfer)  # a NamedTuple
+  is_list = isinstance(prior, Sequence) and not isinstance(prior, str | Transfer)
   priors = tuple(prior) if is_list else (prior,)
   for each in priors:
     validate(each, Allocation | Transfer, 'prior')

@@ -86,6 +86,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('[23, 4]', lambda: scored(loss=lambda forward, batch, key: forward(batch[0]))),
     ("metric 'accuracy'", lambda: evolved(lambda genomes: (None, np.ones(20)))),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
+    ("prior='vit.json'", lambda: allocating(prior='vit.json')),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
     ('finite', lambda: allocating(prior=Transfer(mixed()[0].spec, SCORES))),
     ('One batch', lambda: allocating(prior=allocating(), batches=mixed()[2][:1])),
