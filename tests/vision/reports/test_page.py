@@ -119,10 +119,8 @@ def test_every_class_has_its_metrics_in_a_table_that_folds_if_it_is_long(
 
 
 def test_images_that_were_left_out_are_named_with_the_reason(tmp_path, allocation):
-  whole = record.Row('train', 'cat', 'cat/1.jpg', '1', '1', 'digest', '')
-  broken = record.Row(
-    'test', 'cat', f'{pages.IMAGE}/2.jpg', '0', '1', '', 'not a readable image (x)'
-  )
+  whole = record.Row('train', 'cat', 'cat/1.jpg', '1', 'digest', '')
+  broken = record.Row('test', 'cat', f'{pages.IMAGE}/2.jpg', '0', '', 'not a readable image (x)')
   record.write(str(tmp_path), [whole, broken])
   root = pages.write_run(tmp_path, pages.make_findings(allocation))
   assert [broken.image, 'test', broken.fault] in root.rows()
