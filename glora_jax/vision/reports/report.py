@@ -262,10 +262,14 @@ def rates(pivot: Pivot) -> Blocks:
   if not tried:
     return []
   columns = sorted({cell.rate for cell in board.cells.values() if cell.rate is not None})
-  rows = []
+  rows, at_ends = [], []
   for folder, same in group_by(tried, lambda row: os.path.dirname(row.run)).items():
     shares = {board.cells[row.run].rate: row.chooses_by for row in same}
     best = max(shares.values())
+    own = [x.rate for name, x in board.cells.items() if x.rate and os.path.dirname(name) == folder]
+    ends = {min(own), max(own)}
+    if len(own) > 1 and ends.issuperset(rate for rate in shares if shares[rate] == best):
+      at_ends.append(folder or board.title)
     cells = {
       rate: Markup('<strong>{}</strong>' if share == best else '{}').format(percent(share))
       for rate, share in shares.items()
@@ -276,13 +280,14 @@ def rates(pivot: Pivot) -> Blocks:
     validation accuracy, in bold (balanced accuracy if report.metric='balanced'). If rates are
     equal, the lowest validation loss decides.
   """
+  beyond = f'At an end of suite.rates, so a rate beyond it may be better: {", ".join(at_ends)}.'
   table_of_rates = Table(
     'Validation accuracy in percent by learning rate',
     ('structure', *(f'{rate:g}' for rate in columns)),
     rows,
     is_folded=len(rows) > page.LONG,
   )
-  return [told, table_of_rates]
+  return [told, table_of_rates, beyond if at_ends else '']
 
 
 def sources(pivot: Pivot) -> Blocks:

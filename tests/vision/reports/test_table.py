@@ -300,6 +300,15 @@ def test_rates_that_were_tried_are_in_the_table_and_in_no_mean(allocation, tmp_p
   assert ['lora', '50.0', '75.0'] in page.rows()
 
 
+def test_the_page_names_a_structure_whose_best_rate_is_at_an_end_of_those_tried(
+  allocation, tmp_path
+):
+  board, told = pages.make_grid(allocation), 'a rate beyond it may be better: lora.'
+  assert told in pages.write_board(tmp_path, board).words()
+  board.cells['lora/rate-0.01'] = Cell('pets', 'lora', None, 1000, 1e-2)  # which diverged
+  assert told not in pages.write_board(tmp_path, board).words()
+
+
 def test_a_mean_of_means_has_the_spread_over_seeds(allocation):
   """Two tasks of a grid, each better with another seed."""
   cells, results = {}, {}
