@@ -140,8 +140,8 @@ def tell_best(pivot: Pivot) -> str:
   if best is None:
     return (
       f'{len(board.results)} of {len(board.cells)} runs are done. None of {len(candidates)} '
-      'structures is called the best: there is no validation accuracy to choose by, and test '
-      'accuracy must not choose.'
+      'structures is called the best: there is no validation accuracy at the same tasks and seeds '
+      'to choose by, and test accuracy must not choose.'
     )
   name, number = best.label, best.cells[title]
   accuracy = f'{number._replace(total=0)}%'

@@ -455,8 +455,8 @@ class Pivot(NamedTuple):
   def best_of(self, methods: Sequence[Method]) -> Method | None:
     """The method with the highest validation accuracy, the smallest of equal ones.
 
-    None if there is none, or if several were trained on the validation images: test accuracy never
-    chooses.
+    None if there is none, or if several were trained on the validation images or have no task and
+    seed in common: test accuracy never chooses.
     """
     if len(methods) < 2:
       return next(iter(methods), None)
@@ -466,12 +466,16 @@ class Pivot(NamedTuple):
     return methods[found.index(max(found))]
 
   def validation(self, method: Method) -> float | None:
-    """A method's mean on the validation images over the tasks that all methods have finished."""
+    """A method's mean on the validation images, over tasks and seeds that all have finished."""
+    board = self.board
+    done = set.intersection(*({(row.task, row.seed) for row in each.rows} for each in self.ours))
     runs = {
       row.run
       for row in method.rows
-      if not self.board.by_task
-      or all(each.cells[_line_of(self.board, row)].complete for each in self.ours)
+      if (row.task, row.seed) in done
+      and (
+        not board.by_task or all(each.cells[_line_of(board, row)].complete for each in self.ours)
+      )
     }
     shares = [
       row.chooses_by

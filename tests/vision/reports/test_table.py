@@ -243,6 +243,21 @@ def test_means_over_tasks_are_compared_on_the_validation_images_of_the_tasks_tha
   assert 'The best of 2 structures on the validation images is bitfit: 80.0%' in told
 
 
+def test_structures_are_compared_at_the_seeds_that_all_have_finished():
+  cells, results = {}, {}
+  for name, shares in {'bitfit': (0.9, 0.5), 'lora': (0.8, 0.9)}.items():
+    for seed, share in enumerate(shares):
+      cells[f'{name}/{seed}'] = Cell('pets', name, None, seed)
+      result = results[f'{name}/{seed}'] = pages.grid_result('pets', name, None, seed, 9, 0.7, {})
+      result['structures'][name]['val_accuracy'] = share
+  board = Board('pets', cells, results)
+  assert pivot_of(board).best.label == 'lora'
+  del results['bitfit/1']
+  assert pivot_of(board).best.label == 'bitfit'
+  del results['lora/0']
+  assert pivot_of(board).best is None
+
+
 def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it(
   allocation, tmp_path
 ):
