@@ -105,10 +105,11 @@ def training_blocks(metrics: str, result: Result) -> Blocks:
   drawn = [chart for chart in charts if chart]
   if not drawn:
     return []
-  random = '; the supernet draws random structures at each step' if 'supernet' in stages else ''
+  random = ' The supernet draws random structures at each step.' if 'supernet' in stages else ''
   return [
     Pair(drawn),
-    f'Solid lines are on augmented training images{random}.',
+    'Solid lines are on training images, with the augmentation of the config except for linear '
+    f'probes.{random}',
   ]
 
 

@@ -44,10 +44,16 @@ def left_out(workdir: str) -> Blocks:
 
 def tell_run(result: Result, spec: Spec) -> str:
   """How a run went: adaptation, search and fold; see `report.write_run`."""
-  layers = len(result['structures'][result['result']]['genome'])
+  genome, is_searched = (
+    result['structures'][result['result']]['genome'],
+    bool(result['evaluations']),
+  )
+  layers = sum(is_searched or any(forms) for forms in genome)
   made = f'A pretrained model was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
     made = 'All weights of a pretrained model were trained, without an adapter.'
+  elif not layers:
+    made = 'Only the head of a pretrained model was trained, without an adapter.'
   searched, kept = '', 'No model was evaluated on the test images, and none was kept.'
   if result['evaluations'] is not None:
     split, number = searched_images(result)
