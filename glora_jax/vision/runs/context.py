@@ -37,7 +37,7 @@ from glora_jax.vision.runs.fitting import (
   choose_prior,
   count_images,
   fit_batches,
-  tell_few_steps,
+  note_batches,
 )
 from glora_jax.vision.runs.origins import identify_weights
 from glora_jax.vision.runs.processes import over_devices
@@ -242,9 +242,9 @@ def make_context(
   )
   task = note_photographs(settings, images.task)
   left = count_images(task)  # fewer if broken ones are left out
-  if note := tell_few_steps(settings, left):
-    log.warning('%s: %s', task.name, note)
-    task = dataclasses.replace(task, notes=(*task.notes, note))
+  if left != counts:
+    settings = fit_batches(given, splits, left, mesh)
+  task = note_batches(task, given, settings, left)
   images = dataclasses.replace(images, task=task)
   facts = {
     'images': images.identities,
@@ -256,9 +256,10 @@ def make_context(
   if is_prior or settings.structure == TRANSFER:
     assert settings.transfer is not None  # else the prior is another one, or a check has failed
     contents['allocation.transfer'] = sha256_of(settings.transfer)
-  context = dataclasses.replace(context, images=images, facts=facts, contents=contents)
+  context = dataclasses.replace(
+    context, settings=settings, images=images, facts=facts, contents=contents
+  )
   if left != counts:
-    context = dataclasses.replace(context, settings=fit_batches(given, splits, left, mesh))
     for stage in stages:
       stage.check(context)
   return context

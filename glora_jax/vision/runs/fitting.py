@@ -64,6 +64,26 @@ def tell_few_steps(settings: RunSettings, counts: Mapping[str, int]) -> str:
   )
 
 
+def note_batches(
+  task: Task, given: RunSettings, fitted: RunSettings, counts: Mapping[str, int]
+) -> Task:
+  """The task with notes on batches that had to shrink, and on few steps, which are logged as well.
+
+  Args:
+    task: the task.
+    given: the config.
+    fitted: the settings that `fit_batches` made of it, which logged the former.
+    counts: see `count_images`.
+  """
+  notes, asked, used = [], given.training.batch_size, fitted.training.batch_size
+  if used < asked:
+    notes = [f'training.batch_size={asked} is more than the training images; {used} was used.']
+  if note := tell_few_steps(fitted, counts):
+    log.warning('%s: %s', task.name, note)
+    notes.append(note)
+  return dataclasses.replace(task, notes=(*task.notes, *notes))
+
+
 def fit_batches(
   settings: RunSettings,
   splits: Sequence[str],

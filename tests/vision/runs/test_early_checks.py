@@ -70,11 +70,16 @@ def photos(tmp_path):
   return tmp_path / 'photos'
 
 
-def test_a_run_notes_that_an_epoch_has_few_steps(run_config, photos, tmp_path, caplog):
+def test_a_run_notes_that_an_epoch_has_few_steps_or_a_batch_is_smaller_than_asked_for(
+  run_config, photos, tmp_path, caplog
+):
   context = prepared(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
   *_, note = context.task.notes
   assert note.startswith('16 training images in batches of 16: 1 step an epoch; ')
   assert note in caplog.text
+  config = changed(run_config, task=f'folder:{photos}', training__batch_size=64)
+  notes = context_of(config, tmp_path / 'large').task.notes
+  assert any(note.startswith('training.batch_size=64 is more than the') for note in notes)
 
 
 def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
