@@ -184,15 +184,15 @@ def test_kernels_of_layers_without_a_bias_stay_on_the_device(monkeypatch):
 
 
 def test_a_base_of_numpy_is_not_sent_to_the_device_with_every_batch(monkeypatch):
-  def of_the_device(name, program):
-    def call(*arguments):
-      total_probes_base = arguments[:3]
-      assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(total_probes_base))
-      return program(*arguments)
+  def on_the_device(program, *arguments):
+    total_probes_base = arguments[:3]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(total_probes_base))
+    return program(*arguments)
 
-    return call
+  def reported(name, program):
+    return functools.partial(on_the_device, program)
 
-  monkeypatch.setattr(sketch, 'reported', of_the_device)
+  monkeypatch.setattr(sketch, 'reported', reported)
   adapted, variables, batches = live()
   allocated((adapted, jax.device_get(variables), batches))
 
