@@ -273,7 +273,7 @@ def _reader(
   if probes.scaled_kernel is not None:
     scaled_sketch = _fuse([each.scaled_kernel for each in products])
   scales = _fuse_vectors([each.scale for each in products])
-  biases, kernels = None, []  # without a bias there is no C, which alone reads the kernel
+  biases, kernels = None, []  # only C reads the kernel, and it needs a bias
   if group.has_bias:
     members = zip(group.members, products, strict=True)
     biases = _fuse_vectors([site.layout.vectors(each.bias) for site, each in members])

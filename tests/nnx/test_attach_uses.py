@@ -83,6 +83,9 @@ def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_n
   assert_array_equal(call(fixed, X), expected)
 
 
+within_transforms = pytest.mark.parametrize('within', [nnx.jit, nnx.remat, lambda call: call])
+
+
 class Noisy(nnx.Module):
   """Noise of its own random stream, without `nnx.Dropout`."""
 
@@ -95,7 +98,7 @@ class Noisy(nnx.Module):
     return x if self.deterministic else x + self.stream.normal(x.shape)
 
 
-@pytest.mark.parametrize('within', [nnx.jit, nnx.remat, lambda call: call])
+@within_transforms
 def test_a_pure_function_warns_once_of_random_streams_that_do_not_move_on(within, caplog):
   class Model(Noisy):
     __call__ = within(Noisy.__call__)
@@ -114,7 +117,7 @@ def test_a_pure_function_warns_once_of_random_streams_that_do_not_move_on(within
   assert ': stream/count. Call model.eval()' in message
 
 
-@pytest.mark.parametrize('within', [nnx.jit, nnx.remat, lambda call: call])
+@within_transforms
 def test_a_pure_function_refuses_a_call_whose_batch_statistics_would_be_lost(within, tmp_path):
   class Model(LiveMlp):
     __call__ = within(LiveMlp.__call__)

@@ -161,7 +161,7 @@ def tell_best(pivot: Pivot) -> str:
 def tell_gains(pivot: Pivot) -> list[str]:
   """A sentence for every structure that a grid chose, against the best fixed one in its budget.
 
-  The best fixed structure is that on the validation images; without these there is no sentence,
+  Validation accuracy says which fixed structure is the best. Without it there is no sentence,
   unless only one fits. Differences are between runs of the same seed.
   """
   title = pivot.headline

@@ -44,11 +44,9 @@ def left_out(workdir: str) -> Blocks:
 
 def tell_run(result: Result, spec: Spec) -> str:
   """How a run went: adaptation, search and fold; see `report.write_run`."""
-  genome, is_searched = (
-    result['structures'][result['result']]['genome'],
-    bool(result['evaluations']),
-  )
-  layers = sum(is_searched or any(forms) for forms in genome)
+  genome = result['structures'][result['result']]['genome']
+  # A supernet has adapters in all layers, whatever forms the search has chosen.
+  layers = len(genome) if result['evaluations'] else sum(map(any, genome))
   made = f'A pretrained model was frozen, and adapters were added to {layers} linear layers.'
   if result['result'] == FINETUNING:
     made = 'All weights of a pretrained model were trained, without an adapter.'

@@ -444,7 +444,7 @@ class Pivot(NamedTuple):
 
   @property
   def result(self) -> Method:
-    """The result of a run, or of the runs of a suite that is no grid."""
+    """The result of a run, or of a suite whose runs each choose one."""
     return next((method for method in self.methods if method.is_strong), self.methods[0])
 
   @property
