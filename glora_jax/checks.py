@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -30,6 +31,7 @@ _WORDS = {
   dict: 'a dictionary',
   collections.abc.Callable: 'a function',
 }
+_OTHER = object()  # a value of another kind
 # How to get an object of a class, by the class's name, which this module does not import.
 _SOURCES = {'Adapted': ' (from glora_jax.adapt, or glora_jax.nnx.as_adapted(model))'}
 _LIMITS = {
@@ -64,68 +66,50 @@ def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
     2
     >>> validate({'test': [1, 'two']}, dict[str, list[int]], 'seconds')
     Traceback (most recent call last):
-    TypeError: seconds.test[1]='two' must be an integer.
+    TypeError: seconds='two' must be an integer.
   """
   origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
-  if not _is_of(value, kind):
-    source = _SOURCES.get(getattr(kind, '__name__', ''), '')
-    raise TypeError(_must_be(expected(kind, **limits) + source, value, name))
   if origin in _UNIONS:
-    fitting = next(part for part in parts if _is_of(value, part))
-    return validate(value, fitting, name, **limits)
-  value = _python(value, kind)
-  if origin is Literal and value not in parts:
-    raise ValueError(_must_be(expected(kind), value, name))
-  if origin in (int, float):
-    return _number(value, origin, name, **limits)
-  if typing.is_typeddict(kind):
-    return _members(value, kind, name)
-  if origin in (list, tuple) and parts:
-    items = enumerate(value)
-    return origin(validate(item, parts[0], f'{name}[{place}]', **limits) for place, item in items)
-  if origin in (dict, collections.abc.Mapping) and parts:
-    names = [validate(key, parts[0], f'a name in {name or "it"}') for key in value]
-    return {key: validate(value[key], parts[1], _member(name, key), **limits) for key in names}
-  return value
+    for part in parts:
+      with contextlib.suppress(TypeError):
+        return validate(value, part, name, **limits)
+  elif typing.is_typeddict(kind) and isinstance(value, Mapping):
+    if missing := kind.__required_keys__ - value.keys():
+      raise ValueError(f'{listed([min(missing)])} is missing.')
+    known = {key: each for key, each in kinds_of(kind).items() if key in value}
+    return {**value, **{key: validate(value[key], each, key) for key, each in known.items()}}
+  elif origin in (list, tuple) and isinstance(items := plain(value), list | tuple):
+    return origin(validate(item, *parts[:1] or (Any,), name, **limits) for item in items)
+  elif origin in (dict, collections.abc.Mapping) and isinstance(value, Mapping):
+    of_keys, of_items = parts or (Any, Any)
+    return {
+      validate(key, of_keys, name): validate(item, of_items, name or listed([key]), **limits)
+      for key, item in value.items()
+    }
+  elif (found := _scalar(value, origin, parts)) is not _OTHER:
+    return _within(found, origin, parts, name, **limits)
+  source = _SOURCES.get(getattr(kind, '__name__', ''), '')
+  raise TypeError(_must_be(expected(kind, **limits) + source, value, name))
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-  """Whether a value has a type; the items of a container are not looked at."""
-  origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
-  value = _python(value, kind)
-  if origin in _UNIONS:
-    return any(_is_of(value, part) for part in parts)
-  if origin is Any:
-    return True
-  if origin is None:
-    return value is None
-  if origin is Literal:
-    return type(value) in map(type, parts)
-  if origin is int:
-    return whole_number(value) is not None
-  if origin is float:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-  if origin in (list, tuple):
-    return isinstance(value, list | tuple)
-  return isinstance(value, Mapping if typing.is_typeddict(kind) or origin is dict else origin)
+def _scalar(value: Any, kind: Any, choices: tuple) -> Any:
+  """A number, a string or an object as one of a kind; `_OTHER` if it is none."""
+  if kind in (bool, int, float, str, Literal) and getattr(value, 'shape', None) == ():
+    value = plain(value)
+  if kind is int:
+    value = whole_number(value)
+  if (kind is float and isinstance(value, bool)) or typing.is_typeddict(kind):
+    return _OTHER
+  kinds = {Any: object, None: types.NoneType, float: int | float, Literal: (*map(type, choices),)}
+  return value if isinstance(value, kinds.get(kind, kind)) else _OTHER
 
 
-def _python(value: Any, kind: Any) -> Any:
-  """A scalar of NumPy or JAX as Python's, and an array as lists if a list is expected."""
-  origin = typing.get_origin(kind) or kind
-  is_scalar = origin in (bool, int, float, str, Literal) and getattr(value, 'shape', None) == ()
-  return plain(value) if is_scalar or origin in (list, tuple) else value
-
-
-def _members(value: Mapping[str, Any], kind: Any, name: str) -> dict[str, Any]:
-  """A dictionary whose values are validated by a `TypedDict`; it may have others."""
-  if missing := kind.__required_keys__ - value.keys():
-    raise ValueError(f'{_member(name, min(missing))} is missing.')
-  known = {key: each for key, each in kinds_of(kind).items() if key in value}
-  return {**value, **{key: validate(value[key], known[key], _member(name, key)) for key in known}}
-
-
-def _number(value: Any, kind: type, name: str, **limits: float) -> Any:
+def _within(value: Any, kind: Any, choices: tuple, name: str, **limits: float) -> Any:
+  """A value of the right kind, unless a limit or the choices forbid it."""
+  if kind is Literal and value not in choices:
+    raise ValueError(_must_be(expected(Literal[choices]), value, name))
+  if kind not in (int, float):
+    return value
   if kind is float and not abs(value) <= sys.float_info.max:  # of NaN, too
     raise ValueError(_must_be('finite', value, name))
   if kind is int and limits:
@@ -135,10 +119,6 @@ def _number(value: Any, kind: type, name: str, **limits: float) -> Any:
     if not is_within(value, bound):
       raise ValueError(_must_be(f'{words} {bound}', value, name))
   return kind(value)
-
-
-def _member(name: str, key: str) -> str:
-  return f'{name}.{listed([key])}' if name else listed([key])
 
 
 def _must_be(words: str, value: Any, name: str) -> str:

@@ -23,7 +23,7 @@ from glora_jax.checks import listed, printable, shown, validate
 from glora_jax.files import Path
 from glora_jax.method import equation
 from glora_jax.method.adapted import Adapted, Call, dequantize_heads, run, with_space
-from glora_jax.method.adapter import ADAPTER, COLLECTION, of_tensors
+from glora_jax.method.adapter import COLLECTION, of_tensors
 from glora_jax.method.adapter_file import (
   base_fingerprints,
   check_base,
@@ -296,22 +296,18 @@ class Pool:
     written: dict[KeyPath, Any] = {}
     loader = with_space(self._adapted, SearchSpace(self._ranks))
     for group, loaded in zip(self._adapted.places.groups, loader.places.groups, strict=True):
-      forms, members, ranks = loaded.forms(genome), [], loaded.space.ranks
-      for site, part in loaded.by_member(loaded.arrays(adapter)):
-        to_pool = functools.partial(_as_union, ranks=ranks, merge=self._merge)
-        new = over_stack(to_pool, len(group.stack_shape))(part, forms)
-        if (bias := site.bias(params)) is not None:
-          kernel = quantized.get(site.kernel_path, site.kernel(params))
-          zeros, of_bias = jnp.zeros(bias.shape), of_tensors(part, ('C', 'D', 'E'))
-          shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
-          new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
-        members.append(new)
+      site, forms, ranks = group.site, loaded.forms(genome), loaded.space.ranks
+      stored = loaded.scaled(loaded.arrays(adapter))
+      to_pool = functools.partial(_as_union, ranks=ranks, merge=self._merge)
+      new = over_stack(to_pool, len(group.stack_shape))(stored, forms)
+      if (bias := site.bias(params)) is not None:
+        kernel = quantized.get(site.kernel_path, site.kernel(params))
+        zeros, of_bias = jnp.zeros(bias.shape), of_tensors(stored, ('C', 'D', 'E'))
+        shift = merge_biases(kernel, zeros, of_bias, forms, site.layout, ranks)
+        new['E'] = site.layout.vectors(bias) * new['D'] + site.layout.vectors(shift)
       for name, array in group.arrays(arrays[COLLECTION]).items():
-        new = members[0][name]
-        if 'out' in ADAPTER[name].axes:
-          new = jnp.concatenate([member[name] for member in members], -1)
-        new = write(array, new.astype(array.dtype), slot, len(group.stack_shape))
-        written[*group.path, name] = new
+        slots = write(array, new[name].astype(array.dtype), slot, len(group.stack_shape))
+        written[*group.path, name] = slots
     heads = {
       path: write(array, heads[path].astype(array.dtype), slot, 0)
       for path, array in arrays['heads'].items()

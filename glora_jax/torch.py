@@ -105,7 +105,6 @@ def adapt(
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
-  ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
   embeddings: Embeddings = False,
   release: bool = False,
@@ -134,7 +133,6 @@ def adapt(
     scale: factor on LoRAs of B.
     select: which linear layers to adapt, by PyTorch's name with '/' in place of '.'.
     heads: which modules to train in full, weight and bias together.
-    ties: fused layers.
     convs: whether to adapt convolutions.
     embeddings: whether to adapt tables that are looked up, or which of their rows.
     release: whether to remove each value from the module once it is copied, so that the model is in
@@ -202,7 +200,6 @@ def adapt(
     scale=scale,
     select=select,
     heads=heads,
-    ties=ties,
     convs=convs,
     embeddings=embeddings,
     **kwargs,
@@ -247,7 +244,7 @@ def _check_tied(module: torch.nn.Module, heads: Selector | None) -> None:
   """Raises if explicit heads match only further names of shared parameters."""
   if heads == DEFAULT_HEADS:
     return
-  selection = Selection(SearchSpace(), None, None, heads, (), False, False)
+  selection = Selection(SearchSpace(), None, None, heads, False, False)
   first = {id(value): name for name, value in module.named_parameters()}
   names = {name: first[id(x)] for name, x in module.named_parameters(remove_duplicate=False)}
   matched = selection.heads_among(tuple(name.split('.')) for name in names)

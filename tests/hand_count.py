@@ -114,9 +114,9 @@ def found(adapted: Any) -> dict[str, Kernel]:
   """
   kernels = {}
   for group in adapted.places.groups:
-    for site in group.members:
-      bias = None if site.bias_path is None else '/'.join(site.bias_path)
-      kernels['/'.join(site.kernel_path)] = Kernel(axes_of(site), bias)
+    site = group.site
+    bias = None if site.bias_path is None else '/'.join(site.bias_path)
+    kernels['/'.join(site.kernel_path)] = Kernel(axes_of(site), bias)
   return kernels
 
 

@@ -43,11 +43,11 @@ WRONG = [
   ('steps', np.float32(2.5), 'steps=2.5 must be an integer, at least 1.'),
   ('rate', '1', "rate='1' must be a finite number, at least 0, below 9."),
   ('name', b'x', "name=b'x' must be a string."),
-  ('sizes', jnp.array([[1, 2]]), 'sizes[0] must be an integer, above 0, got a list.'),
+  ('sizes', jnp.array([[1, 2]]), 'sizes must be an integer, above 0, got a list.'),
   ('sizes', 'ab', "sizes='ab' must be a tuple (each an integer), above 0."),
   ('kind', 3, "kind=3 must be 'small' or 'large'."),
-  ('by_name', {3: 1.0}, 'a name in by_name=3 must be a string.'),
-  ('by_name', {'a': 'b'}, "by_name.a='b' must be a finite number or None."),
+  ('by_name', {3: 1.0}, 'by_name=3 must be a string.'),
+  ('by_name', {'a': 'b'}, "by_name='b' must be a finite number or None."),
   ('share', [0.5], 'share must be a finite number or None, at most 1, got a list.'),
 ]
 INVALID = [
@@ -55,9 +55,9 @@ INVALID = [
   ('rate', 9, 'rate=9 must be below 9.'),
   ('steps', 0, 'steps=0 must be at least 1.'),
   ('steps', 10**5000, 'steps=an integer of 16610 bits must be at most 2147483647.'),
-  ('sizes', (1, -1), 'sizes[1]=-1 must be above 0.'),
+  ('sizes', (1, -1), 'sizes=-1 must be above 0.'),
   ('kind', 'huge', "kind='huge' must be 'small' or 'large'."),
-  ('by_name', {'a': math.inf}, 'by_name.a=inf must be finite.'),
+  ('by_name', {'a': math.inf}, 'by_name=inf must be finite.'),
   ('share', 1.5, 'share=1.5 must be at most 1.'),
 ]
 
@@ -101,9 +101,9 @@ def test_scalars_and_arrays_become_pythons_numbers(array):
     ({'a': True}, dict[str, float], 'a=True must be a finite number.'),
     ({'params': 1, 'accuracy': None, 'more': 0}, Row, None),
     ({'params': 1}, Row, 'accuracy is missing.'),
-    ({'params': 1, 'accuracy': 0.5, 'tags': [None]}, Row, 'tags[0]=None must be a string.'),
+    ({'params': 1, 'accuracy': 0.5, 'tags': [None]}, Row, 'tags=None must be a string.'),
     ([1], Row, 'it must be a dictionary, got a list.'),
-    ({'rows': [[1], [1, 'x']]}, dict[str, list[list[int]]], "rows[1][1]='x' must be an integer."),
+    ({'rows': [[1], [1, 'x']]}, dict[str, list[list[int]]], "rows='x' must be an integer."),
     ({'a': [object]}, dict[str, Any], None),
     (2**40, int, None),
   ],

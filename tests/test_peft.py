@@ -49,14 +49,13 @@ STACKED_NAMES = {
 
 @functools.cache
 def stacked():
-  """A scanned model with fused layers, adapted, its adapter and heads random; jitted fold."""
+  """A scanned model, adapted, its adapter and heads random; jitted fold."""
   params = random_params(Stacked(), INPUTS)
   adapted = adapt(
     Stacked(),
     INPUTS,
     space=SearchSpace((1, 2, 3), scale=2.0),
     heads=['^head$', '^norm$'],
-    ties=[('query', 'value')],
   )
   variables = trained_variables(adapted, params)
   return types.SimpleNamespace(
@@ -75,7 +74,7 @@ def stacked():
     ({'query': {'A': 'lora:1', 'B': 'lora:2', 'C': 'vector', 'E': 'constant'}}, 'glora'),
   ],
 )
-def test_a_structure_of_fused_layers_in_a_stack_comes_back(structure, kind, tmp_path):
+def test_a_structure_of_layers_in_a_stack_comes_back(structure, kind, tmp_path):
   case = stacked()
   genome = case.adapted.fix(structure).genome
   written = save_peft(tmp_path, case.adapted, case.variables, STACKED_NAMES, genome)

@@ -96,19 +96,8 @@ def of_nnx():
   return adapted, variables['params']
 
 
-class Tied(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    q, k = (nn.DenseGeneral((2, 3), name=name)(x) for name in 'qk')
-    return nn.Dense(3, use_bias=False, name='out')((q * k).reshape(len(x), -1))
-
-
-def of_tie():
-  return glora_jax.adapt(Tied(), X, ties=[('q', 'k')]), random_params(Tied(), X)
-
-
-@pytest.mark.parametrize('make', [of_function, of_nnx, of_tie])
-def test_functions_nnx_models_and_ties_are_served(make, tmp_path):
+@pytest.mark.parametrize('make', [of_function, of_nnx])
+def test_functions_and_nnx_models_are_served(make, tmp_path):
   adapted, params = make()
   every = {'': {'A': 'constant', 'B': 'lora', 'C': 'vector', 'D': 'constant', 'E': 'constant'}}
   alone = save(tmp_path, adapted, params, {'a': every, 'b': {'': {'B': 'constant'}}, 'c': 'ssf'})

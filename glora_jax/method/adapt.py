@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from glora_jax.checks import listed, shown
 from glora_jax.method.adapted import Adapted, Places, name_of
 from glora_jax.method.coverage import log_uncovered
-from glora_jax.method.groups import Group, fuse, number_rows, spec_of
+from glora_jax.method.groups import Group, number_rows, spec_of
 from glora_jax.method.modules import discover
 from glora_jax.method.presets import Structure, read_structure, smallest_space
 from glora_jax.method.quantized import check_unquantized
@@ -53,7 +53,6 @@ def adapt(
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
-  ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
   embeddings: Embeddings = False,
   **model_kwargs: Any,
@@ -79,9 +78,6 @@ def adapt(
       'decoder/fc'), a regular expression, several of these, or a function; None for none. The log
       lists the heads. By default modules called head, classifier, pre_classifier, score,
       qa_outputs, lm_head or output_projection.
-    ties: fused layers, which are adapted as one layer with one adapter: their kernels are
-      concatenated along the output, in the listed order. Each item lists the ends of their paths:
-      `('query', 'key', 'value')` fuses these three wherever they are siblings.
     convs: whether to adapt `nn.Conv`, as a linear layer with in = height * width * channels of its
       window.
     embeddings: whether to adapt tables that are looked up, as by `nn.Embed`: linear layers of
@@ -99,8 +95,8 @@ def adapt(
   Raises:
     TypeError: the model is not a Linen model, or another argument has the wrong type.
     ValueError: the model has no linear layer (or no table for `embeddings`, or the table lacks a
-      row), `select`, `space`, `ties` or explicit `heads` match nothing, or layers cannot be fused;
-      the message names the paths. Errors of the model itself on the sample inputs pass through.
+      row), or `select`, `space` or explicit `heads` match nothing; the message names the paths.
+      Errors of the model itself on the sample inputs pass through.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -117,7 +113,7 @@ def adapt(
   """
   structure = read_structure(structure)
   space = smallest_space(structure) if space is None else space
-  selection = Selection(space, scale, select, heads, ties, convs, embeddings)
+  selection = Selection(space, scale, select, heads, convs, embeddings)
   model = _linen_module(model)
   params, found = discover(model, sample_inputs, model_kwargs, convs, selection.embeddings)
   return assemble(model, params, found, selection, structure)
@@ -201,7 +197,7 @@ def assemble(
     )
   reasons = {**found.uncovered, **{site.kernel_path: NOT_SELECTED for site in sites}}
   reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)
-  covered = {site.kernel_path for group in groups for site in group.members}
+  covered = {group.site.kernel_path for group in groups}
   adapted = Adapted(
     model,
     spec_of(groups),
@@ -241,9 +237,9 @@ def _log_heads(
     log.info('%s: heads, trained in full: %s.', name, ', '.join(heads.modules))
   elif not last:
     log.info('%s has no head; only the adapter is trained.', name)
-  has_other_layers = any(last[-1:] != [*group.members] for group in adapted.places.groups)
+  has_other_layers = any(last[-1:] != [group.site] for group in adapted.places.groups)
   if is_default and last and has_other_layers and heads.paths.isdisjoint(outputs):
-    is_adapted = any(last[-1] in group.members for group in adapted.places.groups)
+    is_adapted = any(last[-1] == group.site for group in adapted.places.groups)
     log.warning(
       'The output layer of %s, %s, %s and is not trained in full; if it is a new classifier, pass '
       'heads=%r.',
@@ -271,10 +267,10 @@ def _as_heads(site: Site, params: Iterable[KeyPath]) -> str | list[str]:
 
 
 def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tuple[Group, ...]:
-  """Groups the selected candidates: one group for each layer, or for those that are fused.
+  """The selected candidates with their spaces.
 
   Raises:
-    ValueError: no candidate is selected, or a pattern or an item of `ties` matches none.
+    ValueError: no candidate is selected, or a pattern matches none.
   """
   available = ', '.join(site.name for site in candidates) or 'none apart from the heads'
   tables = {site.name: site.in_features for site in candidates if site.kind == TABLE}
@@ -302,12 +298,9 @@ def _groups(model: str, candidates: Sequence[Site], selection: Selection) -> tup
         f'space: the pattern {shown(pattern)} matches no selected linear layer of {model}; these '
         f'are: {available}.'
       )
-  choices = {name: (space, rows.get(name)) for name, space in spaces.items()}
-  groups = [
-    Group(sites, sites[0].rows, spaces[sites[0].name], rows.get(sites[0].name, ()))
-    for sites in fuse(chosen, selection.ties, choices)
-  ]
-  return number_rows(groups)
+  return number_rows(
+    [Group(site, site.rows, spaces[site.name], rows.get(site.name, ())) for site in chosen]
+  )
 
 
 def adapt_function(
@@ -319,7 +312,6 @@ def adapt_function(
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
-  ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
   embeddings: Embeddings = False,
   split: Mapping[str, int] = types.MappingProxyType({}),
@@ -344,7 +336,6 @@ def adapt_function(
     select: which linear layers to adapt, by name; see `adapt`.
     heads: which parameters to train in full, by their names or those of their containers; see
       `adapt`.
-    ties: fused layers; see `adapt`.
     convs: whether to adapt kernels of convolutions; see `adapt`.
     embeddings: whether to adapt tables that are looked up (`table[tokens]`), or which of their
       rows; see `adapt`.
@@ -376,7 +367,7 @@ def adapt_function(
   """
   structure = read_structure(structure)
   space = smallest_space(structure) if space is None else space
-  selection = Selection(space, scale, select, heads, ties, convs, embeddings)
+  selection = Selection(space, scale, select, heads, convs, embeddings)
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)

@@ -68,7 +68,7 @@ class Places:
   @property
   def sites(self) -> list[Site]:
     """The adapted kernels of all groups."""
-    return [site for group in self.groups for site in group.members]
+    return [group.site for group in self.groups]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -149,7 +149,7 @@ class Adapted:
   def init(self, key: jax.Array, params: Any) -> dict[str, Any]:
     """Returns variables with a fresh adapter; with any structure the outputs are unchanged.
 
-    The arrays of a layer are under its module's path (of fused layers, the first one's), with the
+    The arrays of a layer are under its module's path, with the
     module's stack axes first, in `promote_types(kernel, float32)`, and in an `nn.Partitioned` with
     matching axis names if the kernel is in one. A layer gets the same values whether the model is
     scanned or not, and whether the structure is free or fixed.
@@ -171,7 +171,7 @@ class Adapted:
     leaves, arrays = flatten(check_params(self, params)), {}
     params = dequantize_heads(self, params)
     for group in self.places.groups:
-      new = group.init(key, leaves[group.members[0].kernel_path], self.genome)
+      new = group.init(key, leaves[group.site.kernel_path], self.genome)
       arrays |= {(*group.path, name): array for name, array in new.items()}
     return {'params': params, COLLECTION: update({}, arrays)}
 

@@ -2,8 +2,7 @@
 
 Each of the tensors A, B, C, D, E has one of several forms, and a form is made of one or two arrays.
 `ADAPTER` names the tensor and the form that an array belongs to, and its axes. Shapes, initial
-values, the names of sharded axes, the slices of fused layers and the numbers that a form reads all
-follow from it.
+values, the names of sharded axes and the numbers that a form reads all follow from it.
 """
 
 from __future__ import annotations

@@ -53,18 +53,18 @@ _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or
 
 
 class _Row(TypedDict):
-  """A layer: its sizes, and the paths of its parameters in the model.
+  """A layer: its sizes, and where its kernel is in the model.
 
-  These are the path of the kernel, the kernel's axes and the index in the stack; of fused layers,
-  those of each. A layer is identified by them, and not by its row. A table whose rows are chosen
-  says so, but not which: these are another item of the metadata.
+  That is the path of the kernel, the kernel's axes and the index in the stack. A layer is
+  identified by them, and not by its row. A table whose rows are chosen says so, but not which:
+  these are another item of the metadata.
   """
 
   name: str
   in_features: int
   out_features: int
   bias: bool
-  parameters: list[dict[str, Any]]
+  kernel: dict[str, Any]
 
 
 class _Metadata(TypedDict):
@@ -181,26 +181,24 @@ def _rows(adapted: Adapted) -> list[_Row]:
   """Describes the layers, in the order of the genome's rows."""
   rows = {}
   for group in adapted.places.groups:
+    site = group.site
     for index, row in group.slices():
       layer = adapted.spec.layers[row]
-      parameters = [
-        {
-          'kernel': path_name(site.kernel_path),
-          'stack': list(site.layout.stack),
-          'index': list(index),
-          'in': list(site.layout.inputs),
-          'out': list(site.layout.outputs),
-        }
-        for site in group.members
-      ]
+      kernel: dict[str, Any] = {
+        'path': path_name(site.kernel_path),
+        'stack': list(site.layout.stack),
+        'index': list(index),
+        'in': list(site.layout.inputs),
+        'out': list(site.layout.outputs),
+      }
       if layer.ids:
-        parameters[0]['rows'] = 'chosen'
+        kernel['rows'] = 'chosen'
       rows[row] = _Row(
         name=layer.name,
         in_features=layer.in_features,
         out_features=layer.out_features,
         bias=layer.bias,
-        parameters=parameters,
+        kernel=kernel,
       )
   return [rows[row] for row in range(len(rows))]
 
@@ -408,8 +406,8 @@ def order_layers(path: Path, metadata: dict[str, Any], adapted: Adapted) -> None
     ValueError: they are not those of the model.
   """
   ours, theirs = _rows(adapted), metadata['spec']
-  rows = {json.dumps(layer['parameters']): row for row, layer in enumerate(theirs)}
-  order = [rows.get(json.dumps(layer['parameters'])) for layer in ours]
+  rows = {json.dumps(layer['kernel']): row for row, layer in enumerate(theirs)}
+  order = [rows.get(json.dumps(layer['kernel'])) for layer in ours]
   if len(order) == len(theirs) and None not in order:  # else the first that differs is named
     metadata |= {name: [metadata[name][row] for row in order] for name in _BY_ROW}
     theirs = metadata['spec']

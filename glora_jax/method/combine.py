@@ -14,7 +14,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,28 +47,18 @@ def combine(
   adapters: Mapping[Path, float],
   out_path: Path,
   *,
-  method: Literal['linear', 'ties'] = 'linear',
   rank: int | None = None,
-  density: float = 0.2,
   head: Path | None = None,
 ) -> dict[str, float]:
   """Combines adapters of one base, of any structures, and writes the result as an adapter file.
 
-  'linear' is the weighted sum, exact up to rounding. 'ties' is TIES-Merging (arXiv 2306.01708,
-  section 4.2) on the change that each tensor of a layer makes, which for a LoRA is its product
-  [in, out]. The largest numbers of each adapter are kept, the weighted sum elects a sign for each
-  number, and the numbers with this sign are averaged. Equal weights are the paper's lambda. Weights
-  multiply before the election, so that a negative one votes against its adapter; HF PEFT multiplies
-  after it, which is the same for equal and positive weights. Full matrices are in memory for one
-  layer at a time.
+  The result is the weighted sum of what the adapters do to the base, exact up to rounding.
 
   Args:
     adapters: the weight of each file that `save_adapter` wrote, by its path.
     out_path: path of the safetensors file to write; see `save_adapter`.
-    method: 'linear' or 'ties'.
     rank: largest rank of a LoRA; higher ones are cut by singular values. None for the sum of the
       ranks.
-    density: the share of numbers that 'ties' keeps, above 0.
     head: the one of `adapters` whose heads and other collections, batch statistics for instance,
       the result has; these are not added. None writes none: `load_adapter` keeps the base's heads.
 
@@ -81,10 +71,9 @@ def combine(
     FileNotFoundError: there is no such file.
     FileExistsError: the result would replace one of the adapters.
     TypeError: an argument has another type.
-    ValueError: no adapter, a weight that is not finite, an unknown method, a rank below 1, a
-      density that is not above 0 and at most 1, a head that is not among the adapters or that has
-      none, a damaged file, adapters of different bases or layers, or a result that is not finite;
-      nothing is written.
+    ValueError: no adapter, a weight that is not finite, a rank below 1, a head that is not among
+      the adapters or that has none, a damaged file, adapters of different bases or layers, or a
+      result that is not finite; nothing is written.
 
   Example:
     >>> import os, tempfile, flax.linen as nn, jax, jax.numpy as jnp
@@ -103,9 +92,7 @@ def combine(
     'lora:3'
   """
   out_path, weights = check_path(out_path), _read_weights(adapters)
-  validate(method, Literal['linear', 'ties'], 'method')
   rank = validate(rank, int | None, 'rank', least=1)
-  density = validate(density, float, 'density', above=0, most=1)
   head = None if head is None else check_path(head)
   if head not in (None, *weights):
     raise ValueError(
@@ -121,14 +108,13 @@ def combine(
     rows = {row for file in files.values() for row in file.layers[name].ids}
     layers.append(dataclasses.replace(layer, ids=tuple(sorted(rows))))
 
-  merge = _sum if method == 'linear' else functools.partial(_ties, density=density)
   tensors, forms, errors = {}, [], {}
   for layer in layers:
     forms.append({})
     for tensor in TENSORS:
       with np.errstate(over='ignore', invalid='ignore'):  # `require_finite` raises below
         terms = [_term(file, layer, tensor, weights[path]) for path, file in files.items()]
-        term, error = merge([term for term in terms if term], rank)
+        term, error = _sum([term for term in terms if term], rank)
         arrays, forms[-1][tensor] = _to_arrays(tensor, term)
       if layer.ids:
         arrays = {name: value.reshape(len(layer.ids), -1) for name, value in arrays.items()}
@@ -253,22 +239,6 @@ def _sum(terms: Sequence[Term], rank: int | None) -> tuple[Term, float]:
   (q_down, r_down), (q_up, r_up) = np.linalg.qr(down), np.linalg.qr(up.T)
   (down, up), error = _low_rank(r_down @ r_up.T, most)
   return (q_down @ down, up @ q_up.T), error
-
-
-def _ties(terms: Sequence[Term], rank: int | None, density: float) -> tuple[Term, float]:
-  """Merges a tensor's terms number by number; if one is a LoRA, to a LoRA again, with its error."""
-  if not terms:
-    return (), 0.0
-  changes = [term[0] if len(term) == 1 else term[0] @ term[1] for term in terms]
-  change = np.stack(np.broadcast_arrays(*changes))
-  size, axes = np.abs(change), tuple(range(1, change.ndim))
-  least = np.quantile(size, 1 - density, axes, method='higher', keepdims=True)
-  trimmed = np.where(size >= least, change, 0)
-  elected = np.sign(trimmed) == np.sign(trimmed.sum(0))
-  mean = (trimmed * elected).sum(0) / np.maximum(elected.sum(0), 1)
-  if mean.ndim == 1:
-    return (mean,), 0.0
-  return _low_rank(mean, rank or sum(len(term[1]) if len(term) == 2 else 1 for term in terms))
 
 
 def _low_rank(matrix: np.ndarray, rank: int) -> tuple[Term, float]:

@@ -1,15 +1,13 @@
-"""A group: one kernel, or several that are fused (`ties=`), with the adapter's arrays for it.
+"""A group: one kernel, which may be a stack of layers, with the adapter's arrays for it.
 
-The kernels are the group's *members*, and each may be a stack. In a scanned block, fused q, k and v
-are one group of three members, with a row of the genome for each iteration of the scan:
+In a scanned block, a kernel is one group, with a row of the genome for each iteration of the scan:
 
     stack    genome    layer
-    [0]      row 0     [in, out of q + out of k + out of v]
+    [0]      row 0     [in, out]
     [1]      row 1     ...
 
 The arrays have the stack's axes first, like `B_down` [stack..., in, rank] and `B_up`
-[stack..., rank, out]. Arrays with an axis of outputs have those of the members one after another,
-and `by_member` slices them. Other arrays are common to all members.
+[stack..., rank, out].
 
 A LoRA of rank r stores those of lower ranks in its first columns. So the arrays of a fixed
 structure are cut to the largest rank that it reads in each group, and those that it does not read
@@ -37,7 +35,6 @@ from glora_jax.method.adapter import (
   adapter_shapes,
   init_arrays,
   of_tensors,
-  read,
   used_parts,
 )
 from glora_jax.method.genomes import Codes, distinct_codes, goes_by_output
@@ -49,7 +46,7 @@ _LONGEST_LIST = 500  # characters of the differences that an error message lists
 
 
 class Part(NamedTuple):
-  """A linear module with its part of the group's adapter.
+  """A linear module with its adapter.
 
   Attributes:
     site: the module.
@@ -68,68 +65,56 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """One or several kernels with one set of arrays.
+  """One kernel with its adapter.
 
   Attributes:
-    members: the linear modules: one, or fused ones in the order of their outputs.
+    site: the linear module.
     rows: genome rows of its layers, in the order of the flattened stack.
     space: the forms to choose from.
     ids: the chosen rows of a table; see `Layer`.
   """
 
-  members: tuple[Site, ...]
+  site: Site
   rows: tuple[int, ...]
   space: SearchSpace
   ids: tuple[int, ...] = ()
 
   @property
   def path(self) -> KeyPath:
-    """Path of its arrays in the `glora` collection: the first member's."""
-    return self.members[0].path
+    """Path of its arrays in the `glora` collection."""
+    return self.site.path
 
   @property
   def name(self) -> str:
-    """The first member's name, and the ends of the others' paths ('attn/query+key+value')."""
-    first, *others = self.members
-    ends = [first.name]
-    for site in others:
-      pairs = zip(site.path, first.path, strict=False)
-      # The last name of a module, but all of a parameter ('q/w') from the first difference on.
-      start = next(place for place, (name, other) in enumerate(pairs) if name != other)
-      ends.append('/'.join(site.path[start if site.path == site.kernel_path else -1 :]))
-    return '+'.join(ends)
+    """The name of its layers, without the place in the stack."""
+    return self.site.name
 
   @property
   def stack_shape(self) -> tuple[int, ...]:
     """Sizes of the stack's axes; () for a single layer."""
-    return self.members[0].stack_shape
+    return self.site.stack_shape
 
   @property
   def in_features(self) -> int:
     """Inputs of each layer."""
-    return self.members[0].in_features
+    return self.site.in_features
 
   @property
   def out_features(self) -> int:
-    """Outputs of each layer, of all members together."""
-    return sum(site.out_features for site in self.members)
+    """Outputs of each layer."""
+    return self.site.out_features
 
   @property
   def has_bias(self) -> bool:
-    """Whether the layers have a bias; members agree on it."""
-    return self.members[0].has_bias
-
-  @property
-  def dtype(self) -> np.dtype:
-    """Data type that holds the kernels of all members."""
-    return functools.reduce(jnp.promote_types, (site.dtype for site in self.members))
+    """Whether the layers have a bias."""
+    return self.site.has_bias
 
   def init(self, key: jax.Array, kernel: Any, genome: np.ndarray | None = None) -> dict[str, Any]:
     """Initial arrays; those of a layer depend on the key and its row alone.
 
     Args:
       key: random key.
-      kernel: the first member's kernel, in its Flax box (`nn.Partitioned`) if it has one.
+      kernel: its kernel, in its Flax box (`nn.Partitioned`) if it has one.
       genome: int [rows, 5] to make only the arrays of this structure; None for all.
 
     Returns:
@@ -139,12 +124,12 @@ class Group:
     ranks = dict.fromkeys(shapes, 0) if genome is None else self.read_by(genome)
     shapes = {name: shapes[name] for name in ranks}
     adapter = cut_to(ranks, init_arrays(keys, self.stack_shape, shapes, self.adapter_dtype))
-    return _boxed(adapter, kernel, self.members[0])
+    return _boxed(adapter, kernel, self.site)
 
   @property
   def adapter_dtype(self) -> np.dtype:
-    """Data type of its arrays: float32, or wider if the kernels are and JAX allows it."""
-    return jax.dtypes.canonicalize_dtype(jnp.promote_types(self.dtype, jnp.float32))
+    """Data type of its arrays: float32, or wider if the kernel is and JAX allows it."""
+    return jax.dtypes.canonicalize_dtype(jnp.promote_types(self.site.dtype, jnp.float32))
 
   def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
     """Names and shapes of its arrays, [stack..., ...]."""
@@ -188,8 +173,8 @@ class Group:
     """The index in the stack and the row of every layer."""
     return zip(np.ndindex(self.stack_shape), self.rows, strict=True)
 
-  def parts(self, collection: Any, genome: Any, fixed: np.ndarray | None = None) -> Iterator[Part]:
-    """Each linear module's part of the adapter, without tensors that a fixed structure lacks.
+  def part(self, collection: Any, genome: Any, fixed: np.ndarray | None = None) -> Part:
+    """Its part of the adapter, without tensors that a fixed structure lacks.
 
     Args:
       collection: the `glora` collection.
@@ -201,37 +186,19 @@ class Group:
       in_use = distinct_codes(fixed[np.array(self.rows)])
       used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
       by_output = goes_by_output(in_use)
-    for site, arrays in self.by_member(self.arrays(collection)):
-      of_kernel = of_tensors(arrays, used & {*WEIGHT_TENSORS})
-      of_bias = of_tensors(arrays, used - {*WEIGHT_TENSORS})
-      yield Part(site, of_kernel, of_bias, self.forms(genome), by_output)
+    arrays = self.scaled(self.arrays(collection))
+    of_kernel = of_tensors(arrays, used & {*WEIGHT_TENSORS})
+    of_bias = of_tensors(arrays, used - {*WEIGHT_TENSORS})
+    return Part(self.site, of_kernel, of_bias, self.forms(genome), by_output)
 
-  def by_member(self, adapter: Mapping[str, Any]) -> Iterator[tuple[Site, dict[str, Any]]]:
-    """Every member with the arrays for its outputs, B's LoRA scaled, and the ids of chosen rows.
-
-    Shared storage has a constant in the first number of a vector, which only the first member's
-    slice would contain. So constants become separate arrays before the vectors are sliced.
-    """
+  def scaled(self, adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays with B's LoRA scaled, and with the ids of chosen rows."""
     arrays = dict(adapter)
     if self.space.scale != 1 and 'B_down' in arrays:  # B's constant and vector share only B_up
       arrays['B_down'] = arrays['B_down'] * self.space.scale
     if self.ids and 'B_up' in arrays:  # the slots of a pool have separate ids
       arrays.setdefault('B_ids', jnp.broadcast_to(np.array(self.ids), arrays['B_up'].shape[:-1]))
-    if len(self.members) == 1:
-      yield self.members[0], arrays
-      return
-    for name, entry in ADAPTER.items():
-      if entry.form == 'constant' and entry.within and entry.within.name in adapter:
-        arrays[name] = read(adapter, entry.tensor, 'constant')
-    start = 0
-    for site in self.members:
-      outputs = slice(start, start + site.out_features)
-      start = outputs.stop
-      part = {
-        name: value[..., outputs] if 'out' in ADAPTER[name].axes else value
-        for name, value in arrays.items()
-      }
-      yield site, part
+    return arrays
 
 
 @functools.partial(jax.jit, inline=True)
@@ -255,88 +222,12 @@ def _boxed(adapter: Mapping[str, jax.Array], kernel: Any, site: Site) -> dict[st
   return boxed
 
 
-def fuse(
-  sites: Sequence[Site], ties: Sequence[Sequence[str]], choices: Mapping[str, Any]
-) -> list[tuple[Site, ...]]:
-  """The members of each group: one site, or the fused ones, at the position of the earliest.
-
-  Args:
-    sites: the linear modules, in order.
-    ties: lists of path ends. Sibling layers with these ends are fused; see `adapt`.
-    choices: by a site's name the search space and chosen rows, which fused sites must share.
-
-  Returns:
-    Tuples of sites; fused ones in the order of their list.
-
-  Raises:
-    ValueError: a list matches no sites, or sites that cannot be fused.
-  """
-  by_name = {site.name: site for site in sites}
-  fused: dict[str, tuple[Site, ...]] = {}
-  for ends in map(tuple, ties):
-    for members in _fused(ends, by_name, choices):
-      for site in members:
-        if site.name in fused:
-          raise ValueError(f'ties: {site.name} is in two of them; a layer can be in only one.')
-        fused[site.name] = members
-  # Each member of a fused group gives the same tuple; a dictionary keeps the first.
-  return list(dict.fromkeys(fused.get(site.name, (site,)) for site in sites))
-
-
-def _fused(
-  ends: tuple[str, ...], by_name: Mapping[str, Site], choices: Mapping[str, Any]
-) -> Iterator[tuple[Site, ...]]:
-  """The sites with some path ends, a tuple for every module that contains them as siblings.
-
-  Raises:
-    ValueError: there are none, or they cannot be fused.
-  """
-  leading = ends[0] if ends else ''
-  firsts = [name for name in by_name if name == leading or name.endswith(f'/{leading}')]
-  if len(ends) < 2 or len(set(ends)) < len(ends) or not firsts:
-    raise ValueError(
-      f'ties: {ends} must list two or more different path ends of selected layers; these are: '
-      f'{", ".join(by_name)}.'
-    )
-  for first in firsts:
-    names = [first.removesuffix(leading) + end for end in ends]
-    if missing := [name for name in names if name not in by_name]:
-      raise ValueError(
-        f'ties: {ends} finds {first}, but next to it no selected layer {", ".join(missing)}.'
-      )
-    facts, *others = [
-      {
-        'in': site.in_features,
-        'stack': site.stack_shape,
-        'bias': site.has_bias,
-        'input array': site.input_id,
-        'space or chosen rows': choices[site.name],
-      }
-      for site in (by_name[name] for name in names)
-    ]
-    for name, other in zip(names[1:], others, strict=True):
-      unlike = [fact for fact in facts if other[fact] != facts[fact]]
-      if unlike:
-        raise ValueError(
-          f'ties: {ends} cannot be fused: {name} and {first} do not have the same {unlike[0]}.'
-        )
-    yield tuple(by_name[name] for name in names)
-
-
 def number_rows(groups: Sequence[Group]) -> tuple[Group, ...]:
-  """The groups with their rows renumbered from 0, in execution order.
-
-  A fused layer has the position of the member that runs first.
-  """
-  earliest = [
-    [min(rows) for rows in zip(*(site.rows for site in group.members), strict=True)]
-    for group in groups
-  ]
-  order = sorted(row for rows in earliest for row in rows)
+  """The groups with their rows renumbered from 0, in execution order."""
+  order = sorted(row for group in groups for row in group.rows)
   numbers = {row: number for number, row in enumerate(order)}
   return tuple(
-    dataclasses.replace(group, rows=tuple(numbers[row] for row in rows))
-    for group, rows in zip(groups, earliest, strict=True)
+    dataclasses.replace(group, rows=tuple(numbers[row] for row in group.rows)) for group in groups
   )
 
 

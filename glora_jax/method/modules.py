@@ -274,9 +274,7 @@ def _by_modules(recorder: _Recorder, found: Found, convs: bool) -> Found:
     if use is not None:
       unlike = set(site.layout.inputs) ^ set(use.layout.inputs)
       shared |= any(site.kernel_shape[axis] > 1 for axis in unlike)  # of size 1 it may be either
-    input_id = path if use is None else use.input_id
-    changes = {'rows': tuple(rows[path]), 'shared': shared, 'input_id': input_id}
-    sites.append(dataclasses.replace(site, **changes))
+    sites.append(dataclasses.replace(site, rows=tuple(rows[path]), shared=shared))
   inside = {site.kernel_path for site in sites} | {*convolutions}
   outside = [path for path in by_use if path not in inside]
   return found._replace(
@@ -311,20 +309,20 @@ def graft(
     genome: int [layer, 5]; may be traced.
     fixed: the genome if it is known when tracing.
   """
-  early = [group for group in groups if any(site.shared for site in group.members)]
+  early = [group for group in groups if group.site.shared]
   others = [group for group in groups if group not in early]
   params = fold(early, params, adapter, genome) if early else params
   changes: dict[KeyPath, Any] = {}
   for group in others:
     ranks = group.space.ranks
-    for site, of_kernel, of_bias, forms, by_output in group.parts(adapter, genome, fixed):
-      if of_bias and site.bias_path:
-        kernel, bias = site.kernel(params), site.bias(params)
-        new = merge_biases(kernel, bias, of_bias, forms, site.layout, ranks)
-        changes[site.bias_path] = new
-      if of_kernel:
-        run = _RunAdapted(site.local, ranks, by_output)
-        changes |= beside(site, {'forms': forms, **of_kernel}, run)
+    site, of_kernel, of_bias, forms, by_output = group.part(adapter, genome, fixed)
+    if of_bias and site.bias_path:
+      kernel, bias = site.kernel(params), site.bias(params)
+      new = merge_biases(kernel, bias, of_bias, forms, site.layout, ranks)
+      changes[site.bias_path] = new
+    if of_kernel:
+      run = _RunAdapted(site.local, ranks, by_output)
+      changes |= beside(site, {'forms': forms, **of_kernel}, run)
   return update(params, changes)
 
 

@@ -290,7 +290,7 @@ def role(name: str) -> Role | None:
     >>> role('layers/3/self_attn/q_proj'), role('encoderblock_3/MlpBlock_0/Dense_1')
     ('qkv', 'mlp')
   """
-  *parents, layer = _INDEX.sub('', name).split('+')[0].split('/')  # of fused layers the first
+  *parents, layer = _INDEX.sub('', name).split('/')
   if parents and _PARAMETER.fullmatch(layer):
     layer = parents.pop()
   for parent in reversed(parents):

@@ -69,20 +69,20 @@ def defer(
   for group in groups:
     ranks = group.space.ranks
     slots = None if slot is None else jnp.broadcast_to(slot, group.stack_shape)
-    for site, of_kernel, of_bias, forms, by_output in group.parts(adapter, genome, fixed):
-      kernel = nn.meta.unbox(leaves[site.kernel_path])
-      base = quantized.get(site.kernel_path, kernel)
-      if of_bias and site.bias_path:
-        bias = nn.meta.unbox(leaves[site.bias_path])
-        rest = bias, _select_slot(of_bias, slots), forms, site.layout, ranks
-        new[site.bias_path] = merge_biases(base, *rest)
-      if of_kernel:
-        deferred = Deferred.from_kernel(base, of_kernel, forms, site.layout, ranks, by_output)
-        deferred = deferred.with_plan(casts=(kernel.dtype,))  # a quantized base has its own type
-        deferred = dataclasses.replace(deferred, slot=slots)
-        if dropout and 'B_down' in of_kernel and site.kind != TABLE:
-          deferred = dataclasses.replace(deferred, dropout=dropout.of_layers(group))
-        new[site.kernel_path] = deferred
+    site, of_kernel, of_bias, forms, by_output = group.part(adapter, genome, fixed)
+    kernel = nn.meta.unbox(leaves[site.kernel_path])
+    base = quantized.get(site.kernel_path, kernel)
+    if of_bias and site.bias_path:
+      bias = nn.meta.unbox(leaves[site.bias_path])
+      rest = bias, _select_slot(of_bias, slots), forms, site.layout, ranks
+      new[site.bias_path] = merge_biases(base, *rest)
+    if of_kernel:
+      deferred = Deferred.from_kernel(base, of_kernel, forms, site.layout, ranks, by_output)
+      deferred = deferred.with_plan(casts=(kernel.dtype,))  # a quantized base has its own type
+      deferred = dataclasses.replace(deferred, slot=slots)
+      if dropout and 'B_down' in of_kernel and site.kind != TABLE:
+        deferred = dataclasses.replace(deferred, dropout=dropout.of_layers(group))
+      new[site.kernel_path] = deferred
   return update(params, new)
 
 

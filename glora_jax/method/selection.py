@@ -85,7 +85,6 @@ class Selection:
     scale: factor on LoRAs of B in all spaces; None for the spaces' own.
     select: the layers to adapt; None for all that are not heads.
     heads: the modules and parameters to train in full; None for none.
-    ties: the layers to fuse, by ends of their paths.
     convs: whether convolutions count as linear layers.
     embeddings: whether tables that are looked up do; or which rows of them are trained.
 
@@ -103,7 +102,6 @@ class Selection:
     scale: float | None,
     select: Selector | None,
     heads: Selector | None,
-    ties: Sequence[Sequence[str]],
     convs: bool,
     embeddings: Embeddings,
   ):
@@ -124,10 +122,8 @@ class Selection:
           f'{name}={shown(selector)} must be a regular expression, several of them, a function, or '
           'None.'
         )
-    if not _is_list(ties, object) or not all(_is_list(tie, str) for tie in ties):
-      raise TypeError(f'ties={shown(ties)} must be a list of lists of names.')
     self.spaces = spaces
-    self.select, self.heads, self.ties = select, heads, ties
+    self.select, self.heads = select, heads
     validate(convs, bool, 'convs')
     ids: Any = embeddings if isinstance(embeddings, Mapping) else {'': embeddings}
     self.ids: Mapping[str, Ids] = {} if isinstance(embeddings, bool) else ids

@@ -163,7 +163,6 @@ class Site:
     is_convolution: whether it is a convolution, also of a subclass.
     is_grouped: whether it is a convolution of groups of channels, also of single ones (depthwise).
     is_tied: whether it is a table that is also multiplied by, as tied heads do.
-    input_id: equal for sites with the same input array.
     shared: whether the parameters are used in other ways than in the module's call, or than in
       products as they are. Then they are merged before the call.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
@@ -181,7 +180,6 @@ class Site:
   is_convolution: bool = False
   is_grouped: bool = False
   is_tied: bool = False
-  input_id: Hashable = 0
   shared: bool = False
   rows: tuple[int, ...] = ()
   nests: bool = False

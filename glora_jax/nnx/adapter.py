@@ -70,7 +70,7 @@ class Static:
 
 
 class Adapter(nnx.Pytree):
-  """The adapter of one layer, or of layers that are fused, next to the kernel of the first.
+  """The adapter of one layer, next to its kernel.
 
   Each of its arrays is an attribute of its name (`B_down`), which holds an `AdapterParam`. It has
   no methods: `nnx.tabulate` would run them as if they were those of a layer.
@@ -79,7 +79,7 @@ class Adapter(nnx.Pytree):
     static: its static part.
     arrays: arrays by name, [stack..., ...]; only arrays that some form reads are stored.
     forms: int8 [stack..., 5].
-    kernel: variable of the first layer's kernel, whose metadata and devices the arrays share.
+    kernel: variable of the kernel, whose metadata and devices the arrays share.
     genome_type: type of the variable of the forms.
 
   Attributes:
@@ -94,7 +94,7 @@ class Adapter(nnx.Pytree):
     kernel: nnx.Variable,
     genome_type: type[nnx.Variable],
   ):
-    variable = functools.partial(_variable_beside, static.group.members[0], kernel)
+    variable = functools.partial(_variable_beside, static.group.site, kernel)
     self.genome = variable(genome_type, jnp.asarray(forms, jnp.int8), (None,), static=static)
     for name, value in cut_to(static.group.stored_for(static.in_use), arrays).items():
       setattr(self, name, variable(AdapterParam, value, ADAPTER[name].axes))
@@ -117,13 +117,13 @@ class Adapter(nnx.Pytree):
   @property
   def arrays(self) -> dict[str, jax.Array]:
     """The arrays outside of transforms, [stack..., ...]."""
-    site = self.group.members[0]
+    site = self.group.site
     return _arrays(self, site.layout, site.stack_shape)
 
   @property
   def forms(self) -> jax.Array:
     """The forms outside of transforms, [stack..., 5]."""
-    site = self.group.members[0]
+    site = self.group.site
     return stack_first(self.genome.get_value(), site.layout, site.stack_shape, 1)
 
 
@@ -140,8 +140,8 @@ def fix_forms(adapter: Adapter, genome: np.ndarray) -> None:
   adapter.genome.set_metadata('static', static)
 
 
-class Member(NamedTuple):
-  """The arrays of one layer, within the transforms around its module.
+class Local(NamedTuple):
+  """The arrays of a layer, within the transforms around its module.
 
   Attributes:
     layout: which axes of its kernel are which.
@@ -154,18 +154,17 @@ class Member(NamedTuple):
   forms: jax.Array
 
 
-def member_of(adapter: Adapter, number: int, kernel: jax.Array) -> Member:
-  """The part of an adapter that one of its fused layers reads; `kernel` is that layer's."""
+def local_arrays(adapter: Adapter, kernel: jax.Array) -> Local:
+  """An adapter within the transforms around its module, where the kernel is `kernel`."""
   group, static = adapter.group, adapter.static
   genome = adapter.genome.get_value()
-  mapped = mapped_axes(group.members[number], kernel.shape, genome.shape)
-  layout, first_layout = (group.members[at].layout.without_stack(mapped) for at in (number, 0))
+  mapped = mapped_axes(group.site, kernel.shape, genome.shape)
+  layout = group.site.layout.without_stack(mapped)
   stack, *_ = layout.sizes(kernel.shape)
-  forms = stack_first(genome, first_layout, stack, 1)
+  forms = stack_first(genome, layout, stack, 1)
   if static.only_forms is not None:
     forms = jnp.broadcast_to(static.only_forms, forms.shape)
-  _, arrays = list(group.by_member(_arrays(adapter, first_layout, stack)))[number]
-  return Member(layout, arrays, forms)
+  return Local(layout, group.scaled(_arrays(adapter, layout, stack)), forms)
 
 
 def _arrays(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[str, jax.Array]:
@@ -178,7 +177,7 @@ def _arrays(adapter: Adapter, layout: Layout, stack: tuple[int, ...]) -> dict[st
 
 def set_array(adapter: Adapter, variable: nnx.Variable, value: Any) -> None:
   """Sets one of an adapter's variables to as much of an array [stack..., ...] as it stores."""
-  value = stack_like_kernel(value, adapter.group.members[0])
+  value = stack_like_kernel(value, adapter.group.site)
   set_value(variable, value[tuple(map(slice, variable.shape))])
 
 

@@ -41,7 +41,6 @@ def attach(
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
-  ties: Sequence[Sequence[str]] = (),
   convs: bool = False,
   embeddings: Embeddings = False,
   split: Mapping[str, int] | None = None,
@@ -64,7 +63,6 @@ def attach(
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
       `glora_jax.adapt`.
     heads: which modules to train in full, in the same way; None for none.
-    ties: layers to fuse; see `glora_jax.adapt`.
     convs: whether convolutions count as linear layers.
     embeddings: whether to adapt embedding tables, or which of their rows; see `glora_jax.adapt`.
     split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
@@ -80,7 +78,7 @@ def attach(
   Raises:
     TypeError: an argument has another type.
     ValueError: the model is already attached, has no linear layer, or none that `select` or `space`
-      matches; or a tie does not fit, or `split` is needed. Errors of the model itself on these
+      matches; or `split` is needed. Errors of the model itself on these
       inputs pass through.
 
   Example:
@@ -107,14 +105,14 @@ def attach(
   check_model(model)
   structure = read_structure(structure)
   space = smallest_space(structure) if space is None else space
-  selection = Selection(space, scale, select, heads, ties, convs, embeddings)
+  selection = Selection(space, scale, select, heads, convs, embeddings)
   random = _as_key(key)
   tables = selection.embeddings
   found = by_use(model, inputs, kwargs, convs=convs, embeddings=tables, split=split or {})
   adapted = assemble(model, as_dequantized(params(model)), found, selection, structure)
   attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.
-  if any(_may_be_a_stack(group.members[0]) for group in adapted.places.groups):
+  if any(_may_be_a_stack(group.site) for group in adapted.places.groups):
     try:
       trace_call(attached, inputs, kwargs)
     except ValueError as error:
@@ -174,7 +172,7 @@ def _with_adapter(
       layer = adapted.spec.layers[group.rows[0]]  # all of a group have the same choices
       in_use = tuple(map(layer.choices, TENSORS))
     static = Static(group, in_use, is_fixed=adapted.genome is not None)
-    kernel = variable_at(*insertion.places[group.members[0].kernel_path][0])
+    kernel = variable_at(*insertion.places[group.site.kernel_path][0])
     adapter = Adapter(static, group.arrays(arrays), group.forms(genome), kernel, genome_type)
     insertion.add(adapter)
   for path in adapted.places.head_paths:
@@ -204,16 +202,16 @@ class _Insertion:
 
   def add(self, adapter: Adapter) -> None:
     """Puts an adapter next to all parameters that it acts on."""
-    for member, site in enumerate(adapter.group.members):
-      kernels = self.places[site.kernel_path]
-      found = [(owner, location, location) for owner, location in kernels]
-      for owner, bias in self.places[site.bias_path] if site.bias_path else ():
-        found.append((owner, bias, self._kernel_beside(owner, bias, kernels)))
-      for owner, location, kernel in found:
-        by = location if kernel.attribute.startswith(PREFIX) else kernel
-        name = _free_name(owner, by, adapter)
-        setattr(owner, name, adapter)
-        self._of_owner(owner).append(AdaptedParam(location, kernel, name, member))
+    site = adapter.group.site
+    kernels = self.places[site.kernel_path]
+    found = [(owner, location, location) for owner, location in kernels]
+    for owner, bias in self.places[site.bias_path] if site.bias_path else ():
+      found.append((owner, bias, self._kernel_beside(owner, bias, kernels)))
+    for owner, location, kernel in found:
+      by = location if kernel.attribute.startswith(PREFIX) else kernel
+      name = _free_name(owner, by, adapter)
+      setattr(owner, name, adapter)
+      self._of_owner(owner).append(AdaptedParam(location, kernel, name))
 
   def mark_head(self, path: KeyPath) -> None:
     """Makes a parameter a head."""
@@ -229,7 +227,7 @@ class _Insertion:
       if is_quantized(variable_at(owner, location).get_value()):
         adapted = self._of_owner(owner)
         if location not in {param.location for param in adapted}:
-          adapted.append(AdaptedParam(location, location, '', 0))
+          adapted.append(AdaptedParam(location, location, ''))
 
   def _of_owner(self, owner: nnx.Pytree) -> list[AdaptedParam]:
     return self.owners.setdefault(id(owner), (owner, []))[1]

@@ -365,7 +365,7 @@ def shard(
   """
   meshes.require_mesh(mesh)
   found = adapters(model)
-  paths = {site.kernel_path for adapter in found for site in adapter.group.members}
+  paths = {adapter.group.site.kernel_path for adapter in found}
   variables = by_paths(model)
   values = {path: variable.get_raw_value() for path, variable in variables.items()}
   kernels = {path: values.pop(path) for path in paths}

@@ -33,7 +33,7 @@ from glora_jax.method.rules import Deferred, merge_biases, merge_kernels
 from glora_jax.method.sharding import gather_over
 from glora_jax.method.site import Site
 from glora_jax.method.space import WEIGHT_TENSORS
-from glora_jax.nnx.adapter import Adapter, member_of
+from glora_jax.nnx.adapter import Adapter, local_arrays
 from glora_jax.nnx.base import warn_if_base_changed
 from glora_jax.nnx.places import Location, locations, modules, put, variable_at, with_variables
 from glora_jax.nnx.variables import Head, as_param, read_only, reduce_with
@@ -64,13 +64,11 @@ class AdaptedParam(NamedTuple):
     location: its location.
     kernel: the location of its layer's kernel, which may be this parameter.
     adapter: name of the attribute that holds its adapter; '' if it is quantized and not adapted.
-    member: number of the layer among fused ones.
   """
 
   location: Location
   kernel: Location
   adapter: str
-  member: int
 
   @property
   def is_kernel(self) -> bool:
@@ -187,7 +185,7 @@ def merge(owner: nnx.Pytree, param: AdaptedParam) -> jax.Array:
   if not param.adapter:
     return dequantize(kernel)
   adapter: Adapter = vars(owner)[param.adapter]
-  layout, arrays, forms = member_of(adapter, param.member, kernel)
+  layout, arrays, forms = local_arrays(adapter, kernel)
   ranks = adapter.group.space.ranks
   if not param.is_kernel:
     bias = variable_at(owner, param.location).get_value()
@@ -300,7 +298,7 @@ def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwar
   def defer(base: Any) -> Deferred:
     if adapter is None:
       return Deferred.unadapted(base, base.dtype)
-    layout, arrays, forms = member_of(adapter, param.member, base)
+    layout, arrays, forms = local_arrays(adapter, base)
     arrays = base, of_tensors(arrays, WEIGHT_TENSORS), forms
     return Deferred.from_kernel(*arrays, layout, adapter.group.space.ranks, by_outputs)
 

@@ -266,7 +266,7 @@ def load_peft(
   rows = [  # of a tied table, which PEFT may have for the head once more
     adapter.modules.get(module.name, {}).get(TOKENS, np.nan)
     for module in modules
-    if module.group.members[0].is_tied
+    if module.group.site.is_tied
   ]
   if unknown := {
     name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -88,28 +88,24 @@ class Module:
 
   def kernel(self) -> np.ndarray:
     """The base's weight, float32 [in, out]."""
-    kernels = [
-      site.layout.matrices(self._param(site.kernel_path).reshape(site.kernel_shape))
-      for site in self.group.members
-    ]
-    return self._of_outputs(kernels)
+    site = self.group.site
+    kernel = self._param(site.kernel_path).reshape(site.kernel_shape)
+    return self._of_outputs(site.layout.matrices(kernel))
 
   def bias(self) -> np.ndarray:
     """The base's bias, float32 [out]; zeros if there is none."""
     if not self.has_bias:
       return np.zeros(self.out_features, np.float32)
-    return self._of_outputs(
-      [site.layout.vectors(self._param(site.bias_path)) for site in self.group.members]
-    )
+    site = self.group.site
+    return self._of_outputs(site.layout.vectors(self._param(site.bias_path)))
 
   def _param(self, path: KeyPath | None) -> Any:
     """A parameter out of its box, in full precision."""
     return nn.meta.unbox(full_precision(get(self.params, path or ()), {}))
 
-  def _of_outputs(self, stacks: Sequence[Any]) -> np.ndarray:
-    """The module's part of arrays [stack..., ..., out], one for each of the group's kernels."""
-    arrays = [on_host(stack[self.index]) for stack in stacks]
-    return np.concatenate(arrays, axis=-1)[..., self.outputs].astype(np.float32)
+  def _of_outputs(self, stack: Any) -> np.ndarray:
+    """The module's part of an array [stack..., ..., out]."""
+    return on_host(stack[self.index])[..., self.outputs].astype(np.float32)
 
   @property
   def window(self) -> tuple[int, ...]:
@@ -140,13 +136,13 @@ class Module:
     """Sizes of the inputs, in the order of the kernel here."""
     if self.kind != 'Conv':
       return (self.in_features,)
-    first = self.group.members[0]
+    first = self.group.site
     return tuple(first.kernel_shape[dim] for dim in first.layout.inputs)
 
   @property
   def _is_channels_last(self) -> bool:
     """Whether a convolution's kernel is Flax's [height, width, in, out], not [out, in, ...]."""
-    layout = self.group.members[0].layout
+    layout = self.group.site.layout
     return self.kind == 'Conv' and layout.outputs > layout.inputs
 
 
@@ -191,21 +187,20 @@ def _modules(
   model: Any, group: Group, index: tuple[int, ...], names: NameMap | None, params: Any
 ) -> tuple[Module, ...]:
   """The torch modules of a layer."""
-  modules, start = [], 0
-  for site in group.members:
-    found = _own_name(model, site, index) if names is None else modules_for(names, site.name, index)
-    width, rest = divmod(site.out_features, max(1, len(found)))
-    if rest:
-      raise ValueError(
-        f'names: the {site.out_features} outputs of {site.name} cannot be divided among '
-        f'{", ".join(found)}.'
-      )
-    for name in found:
-      outputs = slice(start, start + width)
-      kind = PARAMETER if name.endswith((']', '.weight')) else _kind(site, names is None)
-      kind = ROWS if group.ids else kind
-      modules.append(Module(name, kind, group, index, outputs, params))
-      start += width
+  site = group.site
+  found = _own_name(model, site, index) if names is None else modules_for(names, site.name, index)
+  width, rest = divmod(site.out_features, max(1, len(found)))
+  if rest:
+    raise ValueError(
+      f'names: the {site.out_features} outputs of {site.name} cannot be divided among '
+      f'{", ".join(found)}.'
+    )
+  modules = []
+  for number, name in enumerate(found):
+    kind = PARAMETER if name.endswith((']', '.weight')) else _kind(site, names is None)
+    kind = ROWS if group.ids else kind
+    outputs = slice(number * width, (number + 1) * width)
+    modules.append(Module(name, kind, group, index, outputs, params))
   return tuple(modules)
 
 

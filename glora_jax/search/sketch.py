@@ -9,7 +9,7 @@ sketching algorithms for low-rank matrix approximation, arXiv 1609.00048, algori
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,6 @@ from glora_jax.search.taps import (
   Products,
   Sketch,
   init_products,
-  split_probes,
   tap_site,
 )
 from glora_jax.search.unit_scores import Directions, LayerGradients, find_directions
@@ -97,8 +96,10 @@ class Gradient:
     params, needs_interceptor = variables['params'], False
     changes: dict[KeyPath, Any] = {}
     can_intercept = isinstance(self.adapted.model, nn.Module)
-    for site, site_probes in self.sites(probes):
-      of_site, is_inside = tap_site(params, site, products[site.name], site_probes, can_intercept)
+    for site in self.sites:
+      of_site, is_inside = tap_site(
+        params, site, products[site.name], probes[site.name], can_intercept
+      )
       changes |= of_site
       needs_interceptor |= is_inside
     forward = _Base(self.adapted, {**variables, 'params': update(params, changes)})
@@ -108,12 +109,12 @@ class Gradient:
 
   def init_products(self, params: Any, probes: Any) -> dict[str, Products]:
     """The arrays that the loss is differentiated with respect to, by site."""
-    return {site.name: init_products(params, site, parts) for site, parts in self.sites(probes)}
+    return {site.name: init_products(params, site, probes[site.name]) for site in self.sites}
 
-  def sites(self, probes: Mapping[str, Probes]) -> Iterator[tuple[Site, Probes]]:
-    """Every site with its part of its group's probes."""
-    for group in self.groups:
-      yield from split_probes(group, probes[group.name])
+  @property
+  def sites(self) -> list[Site]:
+    """The adapted kernels."""
+    return [group.site for group in self.groups]
 
   def square(self, products: Mapping[str, Products]) -> Any:
     """The squared gradient of all kernels, estimated from the left sketches.
@@ -122,9 +123,8 @@ class Gradient:
     which have width / in of its square on average.
     """
     return sum(
-      group.in_features / left.shape[-2] * (left * left).sum()
-      for group in self.groups
-      for site in group.members
+      site.in_features / left.shape[-2] * (left * left).sum()
+      for site in self.sites
       for left in [products[site.name].kernel.left]
     )
 
@@ -263,23 +263,15 @@ def _draw_probes(group: Group, max_rank: int, rng: np.random.Generator) -> Probe
 def _reader(
   group: Group, params: Any, mean: Mean, probes: Probes
 ) -> Callable[[int], LayerGradients]:
-  """A function that returns the gradients of a group's n-th layer.
-
-  The layer of a group with several members is their kernels side by side along the outputs.
-  """
-  products = [mean[site.name] for site in group.members]
-  kernel_sketch = _fuse([each.kernel for each in products])
-  scaled_sketch = None
-  if probes.scaled_kernel is not None:
-    scaled_sketch = _fuse([each.scaled_kernel for each in products])
-  scales = _fuse_vectors([each.scale for each in products])
-  biases, kernels = None, []  # only C reads the kernel, and it needs a bias
+  """A function that returns the gradients of a group's n-th layer."""
+  site, products = group.site, mean[group.name]
+  kernel_sketch, scales = _flatten_sketch(products.kernel), _flatten_stack(products.scale, 1)
+  scaled_sketch = products.scaled_kernel and _flatten_sketch(products.scaled_kernel)
+  biases = kernels = None  # only C reads the kernel, and it needs a bias
   if group.has_bias:
-    members = zip(group.members, products, strict=True)
-    biases = _fuse_vectors([site.layout.vectors(each.bias) for site, each in members])
-    for site in group.members:
-      kernel: Any = on_host(site.kernel(params))
-      kernels.append(_flatten_stack(site.layout.matrices(kernel.astype(np.float32)), 2))
+    biases = _flatten_stack(site.layout.vectors(products.bias), 1)
+    kernel: Any = on_host(site.kernel(params))
+    kernels = _flatten_stack(site.layout.matrices(kernel.astype(np.float32)), 2)
 
   def directions(sketch: Sketch, probe: Probe, index: int) -> Directions:
     probe_left = _flatten_stack(probe.left, 2)[index]
@@ -290,30 +282,17 @@ def _reader(
     if scaled_sketch is not None and probes.scaled_kernel is not None:
       scaled = directions(scaled_sketch, probes.scaled_kernel, index)
     bias = prompt = None
-    if biases is not None:
+    if biases is not None and kernels is not None:
       bias = biases[index]
-      prompt = np.concatenate([part[index] for part in kernels], -1) @ bias
+      prompt = kernels[index] @ bias
     kernel = directions(kernel_sketch, probes.kernel, index)
     return LayerGradients(kernel, scaled, scales[index], bias, prompt)
 
   return read
 
 
-def _fuse(sketches: Sequence[Any]) -> Sketch:
-  """The sketch of matrices side by side along the outputs, [layer, ...].
-
-  The left sketches have the outputs of their matrices, and are put side by side, too. The right
-  sketches are sums over the outputs, so they are added up.
-  """
-  return Sketch(
-    left=np.concatenate([_flatten_stack(each.left, 2) for each in sketches], axis=-1),
-    right=np.sum([_flatten_stack(each.right, 2) for each in sketches], axis=0),
-  )
-
-
-def _fuse_vectors(vectors: Sequence[Any]) -> np.ndarray:
-  """Vectors [stack..., out] one after the other, [layer, out]."""
-  return np.concatenate([_flatten_stack(each, 1) for each in vectors], axis=-1)
+def _flatten_sketch(sketch: Sketch) -> Sketch:
+  return Sketch(_flatten_stack(sketch.left, 2), _flatten_stack(sketch.right, 2))
 
 
 def _flatten_stack(array: Any, ndim: int) -> np.ndarray:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.groups import Group
 from glora_jax.method.modules import ModuleCall, beside
 from glora_jax.method.site import Layout, Site
 from glora_jax.tree import KeyPath
@@ -119,26 +117,6 @@ def _multiply(layout: Layout, kernel: jax.Array, gradient: jax.Array, probes: Pr
 
 def _sketch(matrix: jax.Array, probe: Probe) -> Sketch:
   return Sketch(jnp.swapaxes(probe.left, -1, -2) @ matrix, matrix @ probe.right)
-
-
-def split_probes(group: Group, probes: Probes) -> Iterator[tuple[Site, Probes]]:
-  """Every member of a group with the probes of its part of the outputs."""
-  start = 0
-  for site in group.members:
-    outputs = slice(start, start + site.out_features)
-    start = outputs.stop
-    scaled = probes.scaled_kernel
-    yield (
-      site,
-      Probes(
-        kernel=_slice_outputs(probes.kernel, outputs),
-        scaled_kernel=None if scaled is None else _slice_outputs(scaled, outputs),
-      ),
-    )
-
-
-def _slice_outputs(probe: Probe, outputs: slice) -> Probe:
-  return probe._replace(right=probe.right[..., outputs, :])
 
 
 def init_products(params: Any, site: Site, probes: Probes) -> Products:

@@ -1,4 +1,4 @@
-"""Ties, spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, halves, the summary."""
+"""Spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, halves, the summary."""
 
 import types
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from comparing import (
   THIN,
-  assert_close,
   assert_folds,
   assert_trees_close,
   assert_trees_equal,
@@ -24,7 +23,6 @@ from trees import normal
 import glora_jax
 from glora_jax import SearchSpace
 from glora_jax.method import presets
-from glora_jax.method.draws import random_genomes
 
 X = normal(3, 5, 12)
 
@@ -43,33 +41,6 @@ def checked(model, inputs=X, **options):
 def population(adapted, variables, inputs):
   """A compiled function of genomes to outputs [genome, ...]."""
   return jax.jit(jax.vmap(lambda genome: adapted.apply(variables, inputs, genome=genome)))
-
-
-class Projections(nn.Module):
-  """Queries, keys and values by one layer, or by three."""
-
-  fused: bool
-
-  @nn.compact
-  def __call__(self, x):
-    if self.fused:
-      return nn.Dense(15, name='qkv')(x)
-    return jnp.concatenate([nn.Dense(5, name=name)(x) for name in 'qkv'], axis=-1)
-
-
-def test_tied_layers_are_one_layer_whose_outputs_stand_side_by_side():
-  fused, variables = ready(Projections(True), X, space=SPACE)
-  tied = glora_jax.adapt(Projections(False), X, ties=[tuple('qkv')], space=SPACE)
-  parts = jax.tree.map(lambda leaf: jnp.split(leaf, 3, axis=-1), variables['params']['qkv'])
-  params = {t: {name: parts[name][i] for name in parts} for i, t in enumerate('qkv')}
-  adapter = {'q': variables['glora']['qkv']}
-  start = tied.init(jax.random.key(0), params)['glora']
-  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, adapter)
-  assert [layer.name for layer in tied.spec] == ['q+k+v']
-  genomes = random_genomes(np.random.default_rng(0), tied.spec, 8)
-  np.testing.assert_array_equal(tied.count_params(genomes), fused.count_params(genomes))
-  outputs = population(tied, {'params': params, 'glora': adapter}, X)(genomes)
-  assert_close(outputs, population(fused, variables, X)(genomes))
 
 
 class Attention(nn.Module):

@@ -201,7 +201,7 @@ def written(tmp_path_factory):
   return adapted, variables['params'], *read_tensors(path, 'adapter')
 
 
-ROW = {'name': 'body', 'in_features': 4, 'out_features': 3, 'bias': True, 'parameters': []}
+ROW = {'name': 'body', 'in_features': 4, 'out_features': 3, 'bias': True, 'kernel': {}}
 SPOILT = [
   ({'glora/fc/E': np.full(6, np.nan, np.float32)}, {}, 'fc/E is not finite'),
   ({'glora/fc/E': np.zeros((1, 1), np.float32)}, {}, r'glora/fc/E is \(1, 1\) and should be'),

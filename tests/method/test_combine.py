@@ -1,4 +1,4 @@
-"""Adapters added up: the sum of what they do to a base, cut to a rank, and TIES-Merging."""
+"""Adapters added up: the sum of what they do to a base, cut to a rank."""
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,6 @@ class Net(nn.Module):
 X = jnp.ones((1, 6))
 PARAMS = random_params(Net(), X)
 ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)  # on which what is changed is all there is
-TIED = {'ties': (('key', 'query'),)}
 SPACES = [
   glora_jax.SearchSpace((1, 2)),
   glora_jax.SearchSpace((2, 3), shared=False),
@@ -43,7 +42,7 @@ SPACES = [
 
 def saved(path, base=PARAMS, seed=0, structure=None, space=None, **options):
   """Saves an adapter with random numbers; returns the parameters that it makes of the base."""
-  adapted = glora_jax.adapt(Net(), X, structure=structure, space=space, **TIED, **options)
+  adapted = glora_jax.adapt(Net(), X, structure=structure, space=space, **options)
   if structure is None:
     adapted = adapted.fix(random_genomes(np.random.default_rng(seed), adapted.spec, 1)[0])
   head = jax.tree.map(lambda value: value + seed, base['head'])
@@ -54,7 +53,7 @@ def saved(path, base=PARAMS, seed=0, structure=None, space=None, **options):
 
 def loaded(path, base=PARAMS):
   """The parameters that the adapter of a file makes of the base."""
-  adapted = glora_jax.adapt(Net(), X, structure=path, **TIED)
+  adapted = glora_jax.adapt(Net(), X, structure=path)
   adapted, variables = glora_jax.load_adapter(path, adapted, base)
   return adapted.fold(variables)
 
@@ -94,38 +93,6 @@ def test_a_rank_is_cut_to_the_best_of_it_and_the_error_is_the_true_one(tmp_path)
   assert glora_jax.combine({a: 1, b: -2}, out, rank=4) == {}
 
 
-def merged(changes, weights, density):
-  """TIES-Merging of full arrays, number by number."""
-  trimmed = [
-    weight * np.where(np.abs(x) >= np.sort(np.abs(x), None)[-int(density * x.size)], x, 0)
-    for x, weight in zip(changes, weights, strict=True)
-  ]
-
-  def merge(*numbers):
-    agreeing = [x for x in numbers if x * sum(numbers) > 0]
-    return sum(agreeing) / max(len(agreeing), 1)
-
-  return np.vectorize(merge)(*trimmed)
-
-
-def test_ties_keeps_the_largest_elects_a_sign_and_averages_those_that_agree(tmp_path):
-  structures = [{'.': {'B': form, 'E': 'vector'}} for form in ('lora:2', 'lora:3', 'constant')]
-  weights = {tmp_path / f'{number}': w for number, w in enumerate((1, 0.5, -0.5))}
-  folded = [
-    saved(path, ZEROS, seed, structure, glora_jax.SearchSpace((2, 3)))
-    for seed, (path, structure) in enumerate(zip(weights, structures, strict=True))
-  ]
-  out = tmp_path / 'ties'
-  assert glora_jax.combine(weights, out, method='ties', density=0.5, rank=8) == {}
-  result = loaded(out, ZEROS)['layers']['out']
-  for name in ('kernel', 'bias'):
-    for row in range(2):
-      changes = [np.asarray(tree['layers']['out'][name][row], np.float64) for tree in folded]
-      expected = merged(changes, weights.values(), 0.5)
-      np.testing.assert_allclose(result[name][row], expected, atol=1e-6)
-  assert 0 < glora_jax.combine(weights, out, method='ties', rank=2)['layers/out[0]/B'] < 1
-
-
 def test_heads_are_those_of_one_adapter(tmp_path):
   a, b, out = (tmp_path / name for name in ('a', 'b', 'c'))
   saved(a, seed=1)
@@ -136,9 +103,7 @@ def test_heads_are_those_of_one_adapter(tmp_path):
 
 REFUSED = [
   ('one or more files', {}, {}),
-  ("'mean'", {'a': 1}, {'method': 'mean'}),
   ('rank=0', {'a': 1}, {'rank': 0}),
-  ('density=0', {'a': 1}, {'density': 0}),
   ("head='b' is not", {'a': 1}, {'head': 'b'}),
   ('headless', {'a': 1, 'headless': 1}, {'head': 'headless'}),
   (['a and moved', 'base'], {'a': 1, 'moved': 1}, {}),

@@ -101,11 +101,6 @@ REFUSED = [
   (lambda: adapt(select='('), "'('"),
   (lambda: chain(select='conv'), "select='conv'", 'first, beside, second'),
   (lambda: chain(space={'first': SearchSpace(), 'conv': SearchSpace()}), "'conv'"),
-  (lambda: chain(ties=[('first', 'second')]), 'second and first', 'input array'),
-  (
-    lambda: chain(ties=[('first', 'beside')], space={'first': SearchSpace(2), '': SearchSpace(4)}),
-    'beside and first do not have the same space',
-  ),
   (lambda: adapt(heads='^kernel'), 'no linear layer', 'apart from its heads'),
   (lambda: glora_jax.adapt(Holder(), X), 'Holder', 'adapt_function'),
   (lambda: glora_jax.adapt(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), X), 'Linear', 'nnx.attach'),

@@ -48,8 +48,7 @@ def spec_of(names, space=SPACE):
     # DETR's and T5's
     ('block_0/SelfAttention/wo', 'proj'),
     ('block_0/DenseReluDense/wo', 'mlp'),
-    # ties, and what is in none of them
-    ('blocks_1/attn/query+key+value', 'qkv'),
+    # in none of them
     ('patch_embed/proj', None),
   ],
 )

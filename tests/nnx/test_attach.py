@@ -80,8 +80,7 @@ class Decoder(nnx.Module):
 def test_a_decoding_cache_is_filled_step_by_step():
   model = Decoder(nnx.Rngs(0))
   model.attention.init_cache((4, 3, 8))
-  ties = [('query', 'key', 'value')]
-  attached = glora_nnx.attach(model, TOKENS[:, :1], space=SPACE, ties=ties)
+  attached = glora_nnx.attach(model, TOKENS[:, :1], space=SPACE)
   for step in range(2):
     x = TOKENS[:, step : step + 1]
     assert_allclose(call(attached, x), call(model, x), atol=1e-5)

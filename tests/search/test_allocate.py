@@ -64,7 +64,7 @@ class Lifted(nn.Module):
 
 @functools.cache
 def mixed():
-  return prepared(Mixed(), (4, 4, 3), ties=[('q', 'k', 'v')], convs=True)
+  return prepared(Mixed(), (4, 4, 3), convs=True)
 
 
 @functools.cache
@@ -141,15 +141,15 @@ def directions(matrix):
 
 
 def slow_kernels(group, params):
-  parts = [site.layout.matrices(tree.get(params, site.kernel_path)) for site in group.members]
-  return np.concatenate(parts, -1).reshape(-1, group.in_features, group.out_features)
+  kernel = group.site.layout.matrices(tree.get(params, group.site.kernel_path))
+  return kernel.reshape(-1, group.in_features, group.out_features)
 
 
 def slow_biases(group, params):
   if not group.has_bias:
     return np.zeros((len(group.rows), group.out_features))
-  parts = [site.layout.vectors(tree.get(params, site.bias_path)) for site in group.members]
-  return np.concatenate(parts, -1).reshape(-1, group.out_features)
+  bias = group.site.layout.vectors(tree.get(params, group.site.bias_path))
+  return bias.reshape(-1, group.out_features)
 
 
 def allocated(problem, *, loss=loss, **options):
@@ -167,7 +167,8 @@ def test_scores_are_those_of_full_gradients(make):
     norm = unit_scores.xavier_norm(adapted.spec.layers[row].in_features, 2)
     expected = unit_scores.score_units(gradients, 2, norm)
     for scores, same in zip(found.scores, expected, strict=True):
-      assert_close(scores[row], same, 4e-4)
+      # The key's bias moves all of a softmax's logits alike, so that its gradient is rounding.
+      assert_allclose(scores[row], same, rtol=0, atol=4e-4 * np.abs(same).max() + 1e-17)
   assert_allclose(found.signal, signal, rtol=1e-4)
 
 

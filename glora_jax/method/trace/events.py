@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from jax.extend import core
@@ -74,7 +74,6 @@ class Value:
     product: the product of activations with a parameter that it is; None if it is none.
     origins: the parameters that it was computed from, unless their use has been recorded.
     number: its value, if it is one known integer.
-    token: equal for arrays that hold the same numbers, as far as that is known.
     layer: path of the last kernel on every way from the input to the array; None if there is none.
   """
 
@@ -84,7 +83,6 @@ class Value:
   product: Product | None = None
   origins: tuple[Origin, ...] = ()
   number: int | None = None
-  token: Hashable = None
   layer: KeyPath | None = None
 
   @property
@@ -106,14 +104,8 @@ def origins_of(values: Iterable[Value], reason: str) -> tuple[Origin, ...]:
   return tuple(origins.values())
 
 
-def join(first: Value, second: Value, token: Hashable) -> Value:
-  """The value of an array that may be one or the other.
-
-  Args:
-    first: one value.
-    second: the other.
-    token: token of the result, unless both are the same parameter.
-  """
+def join(first: Value, second: Value) -> Value:
+  """The value of an array that may be one or the other."""
   view, origins = first.view, first.origins
   depends = first.depends or second.depends
   if (view, origins) != (second.view, second.origins):
@@ -124,7 +116,6 @@ def join(first: Value, second: Value, token: Hashable) -> Value:
     first.repeated or second.repeated,
     view,
     origins=origins,
-    token=token,
     layer=common_layer((first, second)),
   )
 
@@ -146,7 +137,6 @@ class Use(NamedTuple):
     view: positions of the parameter's axes in the operand.
     roles: roles of the operand's dimensions: summed over ('in'), shared with the activations or
       grouped ('stack'), or neither ('out').
-    token: the token of the activations.
     scans: the scans around it, outermost first.
     kind: name of the product.
   """
@@ -154,7 +144,6 @@ class Use(NamedTuple):
   scope: Scope
   view: View
   roles: tuple[Role, ...]
-  token: Hashable
   scans: tuple[Loop, ...]
   kind: str
 
@@ -169,7 +158,6 @@ class Events:
     others: the first use in anything else, as a reason that follows the parameter's name.
     forbids: the first use after which a parameter cannot be a kernel, whatever else it is used for.
     indexed_axes: the axes from which single items are selected.
-    computed: tokens of results, by primitive, its parameters and the operands' tokens.
     changed: the parameters that are kernels although the program does something else to them: it
       multiplies them by a constant, or passes them to a function with its own gradient.
     grouped: the kernels of convolutions of groups of channels.
@@ -183,7 +171,6 @@ class Events:
     self.indexed_axes: defaultdict[KeyPath, set[int]] = defaultdict(set)
     self.changed: set[KeyPath] = set()
     self.grouped: set[KeyPath] = set()
-    self.computed: dict[Hashable, Scope] = {}
 
 
 class Position(NamedTuple):
@@ -272,14 +259,5 @@ class Step(NamedTuple):
         events.forbids.setdefault(path, how)
 
   def results(self, **known: Any) -> list[Value]:
-    """The value of every result, the same for all.
-
-    A computation that is repeated with the same numbers, without effects, has the first result's
-    token: fused layers may each pad their common input.
-    """
-    token = self.position.scope
-    operands = tuple(value.token for value in self.operands)
-    if None not in operands and not self.equation.effects:
-      computation = (self.name, str(self.params), operands)
-      token = self.position.events.computed.setdefault(computation, token)
-    return [Value(token=(token, number), **known) for number, _ in enumerate(self.equation.outvars)]
+    """The value of every result, the same for all."""
+    return [Value(**known)] * len(self.equation.outvars)

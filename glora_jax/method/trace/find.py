@@ -125,7 +125,7 @@ def find(
     Value(view=View.of(path, array.shape), repeated=array.shape[:1] == (1,))
     for path, array in arrays.items()
   ]
-  values += [Value(depends=True, token=number) for number, _ in enumerate(sample.arrays)]
+  values += [Value(depends=True)] * len(sample.arrays)
   events = Events()
   results = walk(program, values, Position(events, convs, embeddings=embeddings))
   kernels, reasons = _kernels(events, arrays)
@@ -235,7 +235,6 @@ def _sites(
   layers |= dict.fromkeys((path, index) for path in kernels for index in indices[path])
   rows = {layer: row for row, layer in enumerate(layers)}
   users = Counter([*kernels, *(bias.path for bias in biases.values() if bias)])
-  input_ids: dict[Any, int] = {}
   sites = []
   for path, kernel in kernels.items():
     use, bias = kernel.uses[0], biases[path]
@@ -251,7 +250,6 @@ def _sites(
       is_convolution=use.kind == 'conv_general_dilated',
       is_grouped=path in events.grouped,
       is_tied=len({use.kind in LOOKUPS for use in kernel.uses}) > 1,
-      input_id=input_ids.setdefault(use.token, len(input_ids)),
       shared=path in events.changed or path in events.others,
       rows=tuple(rows[path, index] for index in indices[path]),
     )

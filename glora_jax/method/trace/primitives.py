@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from glora_jax.method.trace.events import (
@@ -81,8 +81,7 @@ def scale(step: Step) -> list[Value]:
   if len(of_result) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
   step.position.events.changed.update(value.view.path for value in followed if value.view)
-  token = step.results()[0].token
-  return [dataclasses.replace(value, token=token) for value in followed if _view(value)]
+  return [value for value in followed if _view(value)]
 
 
 def _view(value: Value) -> View | None:
@@ -104,7 +103,6 @@ def rearrange(step: Step) -> list[Value]:
       or (is_broadcast and math.prod(step.shape(0)) < math.prod(step.out_shape)),
       view=view,
       product=Product(first.product.use, product) if first.product and product else None,
-      token=None if first.token is None else (step.name, str(step.params), first.token),
     )
   ]
 
@@ -248,14 +246,14 @@ def _rows(step: Step, rows: View | None) -> list[Value]:
 
   Rows may also be biases, which are added to the products of kernels that are selected alike.
   """
-  array, index = step.operands[:2]
+  array = step.operands[0]
   view = array.view
   if step.position.embeddings and view and [len(dim) for dim in view.dims] == [1, 1]:
     length, width = view.shape
     ways: dict[Any, tuple[Role, ...]] = {(1, width): ('in', 'out'), (length, 1): ('out', 'in')}
     roles = ways.get(step.params['slice_sizes'])
     if roles:
-      _record_use(step, view, roles, index.token)
+      _record_use(step, view, roles)
       return step.results(depends=True)
   step.note([array], LOOKED_UP, forbids=True)
   return [dataclasses.replace(value, view=rows if value.depends else None) for value in other(step)]
@@ -285,7 +283,7 @@ def multiply(step: Step) -> list[Value]:
   if isinstance(roles, str):
     step.note([kernel], roles, forbids=True)
     return step.results(depends=True)
-  _record_use(step, kernel.view, roles, activations.token)
+  _record_use(step, kernel.view, roles)
   result_dims = tuple(
     (Atom(NO_AXIS, size),) if dim is None else kernel.view.dims[dim]
     for dim, size in zip(dims, step.out_shape, strict=True)
@@ -294,10 +292,10 @@ def multiply(step: Step) -> list[Value]:
   return step.results(depends=True, product=product, layer=kernel.view.path)
 
 
-def _record_use(step: Step, view: View, roles: tuple[Role, ...], token: Hashable) -> None:
-  """Records a product of a parameter with activations that have a token."""
+def _record_use(step: Step, view: View, roles: tuple[Role, ...]) -> None:
+  """Records a product of a parameter with activations."""
   events, scans = step.position.events, step.position.scans
-  events.uses[view.path].append(Use(step.position.scope, view, roles, token, scans, step.name))
+  events.uses[view.path].append(Use(step.position.scope, view, roles, scans, step.name))
   events.indexed_axes[view.path] |= view.indexed_axes
 
 

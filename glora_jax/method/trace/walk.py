@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -58,8 +59,7 @@ def _value_of(variable: core.Var | core.Literal, known: Mapping[core.Var, Value]
   if np.ndim(variable.val):
     return Value()
   is_integer = isinstance(variable.val, (int, np.integer))
-  token = ('literal', str(variable.aval), str(variable.val))
-  return Value(number=int(variable.val) if is_integer else None, token=token)
+  return Value(number=int(variable.val) if is_integer else None)
 
 
 def _body(equation: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
@@ -99,12 +99,10 @@ def branch(step: Step) -> list[Value]:
     walk(body, operands, step.position.within(number)) for number, body in enumerate(branches)
   ]
   joined = []
-  for number, (value, *others) in enumerate(zip(*results, strict=True)):
-    token = (step.position.scope, number)
-    for other_value in others:
-      value = join(value, other_value, token)
+  for values in zip(*results, strict=True):
+    value = functools.reduce(join, values)
     depends = which.depends and value.view is None
-    joined.append(Value(True, origins=value.origins, token=token) if depends else value)
+    joined.append(Value(True, origins=value.origins) if depends else value)
   return joined
 
 
@@ -116,7 +114,7 @@ def loop(step: Step) -> list[Value]:
   carry = _fixed_point(step, body, of_body, step.operands[tests + consts :], [])
   walk(test, [*of_test, *carry], step.position.within(0))
   walk(body, [*of_body, *carry], step.position.within(1))
-  return _after(step, carry)
+  return carry
 
 
 def _fixed_point(
@@ -127,23 +125,14 @@ def _fixed_point(
   The body is walked, without recording, until the knowledge before an iteration also holds after
   it. That ends, since `join` can only forget views and numbers and add origins.
   """
-  tokens = [(step.position.scope, 'carry', number) for number in range(len(carry))]
   silent = step.position._replace(events=Events())
   current = [dataclasses.replace(value, number=None, product=None, layer=None) for value in carry]
   while True:
     after = walk(body, [*consts, *current, *items], silent)[: len(carry)]
-    following = [join(*values) for values in zip(current, after, tokens, strict=True)]
+    following = [join(*values) for values in zip(current, after, strict=True)]
     if following == current:
       return current
     current = following
-
-
-def _after(step: Step, carry: Sequence[Value]) -> list[Value]:
-  """The values of a loop's carry after the last iteration; the numbers are other ones."""
-  return [
-    dataclasses.replace(value, token=(step.position.scope, number))
-    for number, value in enumerate(carry)
-  ]
 
 
 def scan(step: Step) -> list[Value]:
@@ -160,9 +149,8 @@ def scan(step: Step) -> list[Value]:
       product=None,
       number=None,
       layer=None,
-      token=(scope, 'item', number),
     )
-    for number, stack in enumerate(stacks)
+    for stack in stacks
   ]
   invariant, initial = step.operands[:consts], step.operands[consts:start]
   carry = _fixed_point(step, params['jaxpr'], invariant, initial, items)
@@ -172,11 +160,11 @@ def scan(step: Step) -> list[Value]:
   # If the body returns the items of a stack, the result is the stack: parameters may pass through.
   stack_of = {item.view: stack for item, stack in zip(items, stacks, strict=True) if item.view}
   collected = []
-  for number, value in enumerate(results[carried:]):
+  for value in results[carried:]:
     origins = () if value.depends else origins_of([value], 'stacked by a scan')
-    stacked = Value(value.depends, origins=origins, token=(scope, 'stack', number))
+    stacked = Value(value.depends, origins=origins)
     collected.append(stack_of.get(value.view, stacked) if value.view else stacked)
-  return [*_after(step, carry), *collected]
+  return [*carry, *collected]
 
 
 _HANDLERS: Mapping[str, Handler] = {

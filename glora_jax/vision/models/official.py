@@ -103,7 +103,7 @@ def _places(adapted: Adapted, adapter: Any) -> dict[str, np.ndarray]:
   places = {}
   for group in adapted.places.groups:
     module = get(adapter, group.path)
-    (pattern,) = layer_names['/'.join(group.members[0].kernel_path[:-1])]
+    (pattern,) = layer_names['/'.join(group.site.kernel_path[:-1])]
     for index, _ in group.slices():
       for ours, theirs in OFFICIAL_NAMES.items():
         if ours in module:
