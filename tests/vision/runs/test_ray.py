@@ -179,7 +179,7 @@ def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster,
   with pytest.raises(UserError, match=r'not_shared does not exist on .*; all nodes must share it'):
     elsewhere()
   with pytest.raises(
-    ValueError, match=r"^No node of the Ray cluster has .*'TPU': 4\.0.*; lower it .*'TPU': 0"
+    ValueError, match=r"^No node of the Ray cluster has .*'TPU': 4\.0.*; lower --runner.*'TPU': 0"
   ):
     runners.named(f'ray:{cluster.address}', 'TPU=4')
 
