@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import FunctionExample, Kernel, attend, beside, registry
+from hand_count import FunctionExample, Kernel, attend, registry
 from trees import normal, randomized
 
 BATCH, TIME, WIDTH, HIDDEN, HEADS, CHANNELS, DEPTH, EXPERTS = 2, 3, 6, 10, 2, 4, 3, 4
@@ -90,27 +90,6 @@ def dataclasses_called_one_example_at_a_time():
   return of_activations(apply, params, kernels, 2)
 
 
-@example
-def gpt2_kernels():
-  """Kernels [out, in], as Flax's GPT-2 keeps them; one of them makes queries, keys and values."""
-  shapes = {'c_attn': (3 * WIDTH, WIDTH), 'c_proj': (WIDTH, WIDTH)}
-  params = {
-    name: {'kernel': weights(*shape), 'bias': normal(shape[0])} for name, shape in shapes.items()
-  }
-
-  def convolve(layer, x):
-    kernel = jnp.asarray(layer['kernel'].transpose(), jnp.float32)
-    product = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    return product + jnp.asarray(layer['bias'], jnp.float32)
-
-  def apply(params, x):
-    q, k, v = jnp.split(convolve(params['c_attn'], x), 3, axis=-1)
-    return convolve(params['c_proj'], jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v)
-
-  kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in shapes}
-  return of_activations(apply, params, kernels, 2)
-
-
 # Attention with kernels of three and four axes, and its biases.
 
 
@@ -178,12 +157,12 @@ def block_kernels(axes: str, bias_axes: str):
 
 
 @example
-def scan_of_a_vmap():
+def scan_of_a_vmap_from_the_last_to_the_first():
   def step(x, layers):
     return jax.vmap(block, (0, None))(layers, x).mean(0), None
 
   def apply(params, x):
-    return jax.lax.scan(step, x, params)[0]
+    return jax.lax.scan(step, x, jax.tree.map(lambda stack: stack[::-1], params))[0]
 
   # Branches that all get the same input are outputs of one layer; below they are layers.
   kernels = {**block_kernels('ssio', 'sso'), 'up/w': Kernel('soio', 'up/b', 'soo')}
@@ -347,20 +326,6 @@ def convolutions():
   return FunctionExample(apply, params, inputs, kernels, 4, options={'convs': True})
 
 
-@example
-def layers_from_the_last_to_the_first():
-  params = {'w': weights(DEPTH, WIDTH, WIDTH), 'b': normal(DEPTH, WIDTH)}
-
-  def layer(x, params):
-    return jax.nn.silu(x @ params['w'] + params['b']), None
-
-  def apply(params, x):
-    return jax.lax.scan(layer, x, jax.tree.map(lambda array: array[::-1], params))[0]
-
-  kernels = {'w': Kernel('sio', 'b')}
-  return FunctionExample(apply, params, (activations(),), kernels, DEPTH)
-
-
 # linen modules with products of their own, which Flax's classes do not give away.
 
 
@@ -384,9 +349,8 @@ class OwnDense(nn.Module):
 class OwnLayer(nn.Module):
   @nn.compact
   def __call__(self, x, _):
-    q, k, v = (OwnDense((HEADS, CHANNELS), name=name)(x) for name in ('query', 'key', 'value'))
-    x = x + OwnDense((WIDTH,), 2, name='out')(attend(q, k, v, causal=False))
-    return x + OwnDense((WIDTH,), name='wo')(nn.silu(OwnDense((HIDDEN,), name='wi')(x))), None
+    heads = OwnDense((HEADS, CHANNELS), name='heads')(x)
+    return x + OwnDense((WIDTH,), 2, name='out')(nn.silu(heads)), None
 
 
 class OwnDecoder(nn.Module):
@@ -403,8 +367,7 @@ class OwnDecoder(nn.Module):
 
 @example
 def own_modules_scanned_along_axis_1():
-  axes = dict.fromkeys(('query', 'key', 'value'), ('isoo', 'oso'))
-  axes |= {'out': ('isio', 'os'), 'wi': ('iso', 'os'), 'wo': ('iso', 'os')}
+  axes = {'heads': ('isoo', 'oso'), 'out': ('isio', 'os')}
   kernels = {
     f'layers/{name}/kernel': Kernel(kernel, f'layers/{name}/bias', bias)
     for name, (kernel, bias) in axes.items()
@@ -416,36 +379,4 @@ def own_modules_scanned_along_axis_1():
   def apply(params, x):
     return model.apply({'params': params}, x)
 
-  counted = {'blind': '/key', 'linen': model}
-  return of_activations(apply, params, kernels, 18, **counted)
-
-
-# What no row can stand for.
-
-
-@example
-def not_linear_layers():
-  """An embedding that is the output layer too, prompts by gather, a product of two parameters."""
-  params = {
-    'embedding': weights(11, WIDTH),
-    'layer': {'kernel': weights(WIDTH, HIDDEN), 'bias': normal(HIDDEN)},
-    'prompts': weights(EXPERTS, CHANNELS, WIDTH),
-    'left': weights(WIDTH, 2),
-    'right': weights(2, WIDTH),
-    'positions': weights(TIME, WIDTH),
-    'unused': weights(WIDTH, 9),
-  }
-
-  def apply(params, tokens):
-    x = params['embedding'][tokens] + params['positions']
-    x = jax.nn.silu(x @ params['layer']['kernel'] + params['layer']['bias'])
-    prompts = params['prompts'][tokens[:, 0] % EXPERTS]
-    x = jnp.concatenate([prompts, x[..., :WIDTH]], axis=1)
-    x = x @ (params['left'] @ params['right'])
-    return x @ params['embedding'].T
-
-  kernels = {'layer/kernel': beside('io', 'layer/kernel')}
-  uncovered = ('embedding', 'prompts', 'left', 'positions', 'right', 'unused')
-  return FunctionExample(
-    apply, params, (jnp.array([[1, 5, 10], [3, 0, 2]]),), kernels, 1, uncovered=uncovered
-  )
+  return of_activations(apply, params, kernels, 2 * DEPTH, linen=model)

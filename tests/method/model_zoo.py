@@ -8,17 +8,16 @@ are plain layers in these models.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import Counted, Kernel, Kernels, attend, registry
+from hand_count import Counted, Kernel, Kernels, registry
 from trees import normal
 
-WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
+WIDTH, HIDDEN, HEADS, CLASSES = 8, 16, 2, 3
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
 
 
@@ -59,10 +58,6 @@ class Example(Counted):
 EXAMPLES, example = registry()
 
 
-def tokens() -> jax.Array:
-  return jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
-
-
 # Keys add to every logit of a query alike through their bias, which softmax does not see.
 KEYS = r'(^|/)key(\[|$)'
 FLAX_BLOCK = (
@@ -90,33 +85,25 @@ class MlpBlock(nn.Module):
 class ScannedBlock(nn.Module):
   @nn.compact
   def __call__(self, x, deterministic=True):
-    out = {}
     y = nn.LayerNorm()(x)
-    y = out['sa'] = nn.MultiHeadDotProductAttention(
-      HEADS, kernel_init=nn.initializers.xavier_uniform()
-    )(y, y)
-    x = out['+sa'] = x + nn.Dropout(0.1)(y, deterministic)
-    y = out['mlp'] = MlpBlock()(nn.LayerNorm()(x))
-    x = out['+mlp'] = x + nn.Dropout(0.1)(y, deterministic)
-    return x, out
+    attention = nn.MultiHeadDotProductAttention(HEADS, kernel_init=nn.initializers.xavier_uniform())
+    x = x + nn.Dropout(0.1)(attention(y, y), deterministic)
+    y = MlpBlock()(nn.LayerNorm()(x))
+    return x + nn.Dropout(0.1)(y, deterministic), {'mlp': y}
 
 
 class ScannedViT(nn.Module):
   @nn.compact
   def __call__(self, images, *, train=False):
     x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
-    x = x.reshape(len(x), -1, WIDTH)
-    x = x + self.param('pos_embedding', nn.initializers.normal(0.3), (1, x.shape[1], WIDTH))
     x, out = nn.scan(
       nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,)),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=nn.broadcast,
       length=2,
-    )(name='encoderblock')(x, not train)
-    x = nn.LayerNorm(name='encoder_norm')(x)
-    x = out['pooled'] = x.mean(1)
-    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
+    )(name='encoderblock')(x.reshape(len(x), -1, WIDTH), not train)
+    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x.mean(1)), out
 
 
 @example
@@ -125,50 +112,6 @@ def scanned_vit():
   heads = Kernel('Sioo'), Kernel('Sioo'), Kernel('Sioo'), Kernel('Siio')
   axes = {f'encoderblock/{layer}': kernel for layer, kernel in zip(FLAX_BLOCK, heads, strict=False)}
   return Example(ScannedViT(), rows, (normal(2, 4, 4, 3),), blind=KEYS, axes=axes)
-
-
-# Decoder-only language model: RMSNorm, grouped-query attention, experts, tied embeddings.
-
-
-class GroupedQueryAttention(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    project = functools.partial(nn.DenseGeneral, use_bias=False)
-    q = project((4, 2), name='q_proj')(x)
-    k = project((2, 2), name='k_proj')(x)
-    v = project((2, 2), name='v_proj')(x)
-    return project(x.shape[-1], axis=(-2, -1), name='o_proj')(attend(q, k, v))
-
-
-class MixtureOfExperts(nn.Module):
-  """A stack of layers by `nn.vmap`, weighted by a router."""
-
-  @nn.compact
-  def __call__(self, x):
-    gates = nn.softmax(nn.Dense(2, name='router')(x))
-    experts = functools.partial(lifted, nn.vmap, out_axes=-2, axis_size=2)
-    hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
-    return jnp.einsum(
-      'btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates
-    )
-
-
-class Decoder(nn.Module):
-  @nn.compact
-  def __call__(self, tokens):
-    embed = nn.Embed(VOCABULARY, WIDTH, name='embed')
-    x = embed(tokens)
-    x = x + GroupedQueryAttention(name='attention')(nn.RMSNorm()(x))
-    x = x + MixtureOfExperts(name='moe')(nn.RMSNorm()(x))
-    return embed.attend(nn.RMSNorm()(x))
-
-
-@example
-def decoder():
-  axes = {f'attention/{name}_proj': Kernel('iio' if name == 'o' else 'ioo') for name in 'qkvo'}
-  experts = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
-  rows = (*axes, *(f'moe/{name}' for name in experts))
-  return Example(Decoder(), rows, (tokens(),), axes=axes)
 
 
 # ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
@@ -502,18 +445,26 @@ def keyword_inputs():
 # Models that do not go through `self.param` for their parameters, or are hardly a model.
 
 
-class TiedAutoencoder(nn.Module):
-  """Decodes with the transposed kernel of the encoder."""
+class ReadingStep(nn.Module):
+  """Decodes with the transposed kernel of the encoder, of which it asks the shape, too."""
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, _):
     encoder = nn.Dense(HIDDEN, name='encoder')
-    return nn.silu(encoder(x)) @ encoder.variables['params']['kernel'].T
+    hidden = nn.silu(encoder(x))
+    kernel = encoder.variables['params']['kernel']
+    return x + hidden @ kernel.reshape(kernel.shape).T, None
+
+
+class Reading(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return lifted(nn.scan, ReadingStep, length=2)(name='steps')(x, None)[0]
 
 
 @example
 def kernel_read_from_variables():
-  return Example(TiedAutoencoder(), ('encoder',))
+  return Example(Reading(), ('steps/encoder[0]', 'steps/encoder[1]'))
 
 
 class GainDense(nn.Dense):
@@ -524,6 +475,14 @@ class GainDense(nn.Dense):
     return super().__call__(inputs) * self.param('gain', nn.initializers.ones, (self.features,))
 
 
+class Conditional(nn.Dense):
+  """A linear layer with a name of its own for its inputs, and arguments besides."""
+
+  @nn.compact
+  def __call__(self, x, deterministic, mask=None):
+    return super().__call__(x)
+
+
 class Customized(nn.Module):
   @nn.compact
   def __call__(self, x):
@@ -532,9 +491,12 @@ class Customized(nn.Module):
 
     x = nn.silu(nn.Dense(WIDTH, dot_general=halved, name='own_product')(x))
     x = nn.silu(GainDense(HIDDEN, name='subclass')(x))
-    return nn.DenseGeneral(WIDTH, name='by_keyword')(inputs=x)
+    x = nn.silu(nn.DenseGeneral(WIDTH, name='by_keyword')(inputs=x))
+    x = nn.silu(Conditional(WIDTH, name='own_arguments')(x=x, deterministic=True))
+    return Conditional(WIDTH, name='by_position')(x, True, None)
 
 
 @example
 def customized_layers():
-  return Example(Customized(), ('own_product', 'subclass', 'by_keyword'))
+  rows = ('own_product', 'subclass', 'by_keyword', 'own_arguments', 'by_position')
+  return Example(Customized(), rows)

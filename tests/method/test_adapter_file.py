@@ -143,20 +143,6 @@ def test_an_adapter_goes_onto_another_base_where_that_is_meant_and_only_if_it_fi
     adapter_file.load_adapter(tmp_path / 'a', of_five, wider, strict=False)
 
 
-def test_what_the_adapter_adapts_and_the_model_does_not_is_named(tmp_path):
-  def function(params, words):
-    return params['table'][words] @ params['w']
-
-  params, words = {'table': jnp.ones((7, 4)), 'w': jnp.ones((4, 4))}, jnp.zeros(2, int)
-  adapt = functools.partial(glora_jax.adapt_function, function, params, words)
-  adapted, path = adapt(structure='lora:1', embeddings=True), tmp_path / 'a.safetensors'
-  adapter_file.save_adapter(path, adapted, adapted.init(jax.random.key(0), params))
-  with pytest.raises(ValueError, match=r'with another embeddings=.* layer 0: .*table'):
-    adapter_file.load_adapter(path, adapt(), params)
-  with pytest.raises(ValueError, match=r'only one has table\. .* embeddings='):
-    adapt(structure=path)
-
-
 SPACE = glora_jax.SearchSpace((1, 2), C='none', D='none', E='none')
 SQUARES = {name: {'w': jnp.eye(4) + number} for number, name in enumerate('ab')}
 

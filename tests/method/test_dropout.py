@@ -38,8 +38,8 @@ def identity_lora(x=X, probability=0.5, key=KEY, **options):
 
 
 def test_each_number_of_each_example_is_dropped_or_doubled_and_the_base_gets_all():
-  output, of_base = identity_lora(jnp.broadcast_to(X[0, 0], (500, 2, 4)))
-  doubled = np.isclose(output - of_base, 2 * X[0, 0], atol=1e-5)
+  output, of_base = identity_lora(jnp.broadcast_to(X[0, 0], (500, 2, 4)), scale=3.0)
+  doubled = np.isclose(output - of_base, 3 * 2 * X[0, 0], atol=1e-5)
   zero = np.isclose(output - of_base, 0, atol=1e-5)
   assert (doubled ^ zero).all()
   assert_allclose(doubled.mean(0), 0.5, atol=0.1)  # in every position of an example
@@ -53,13 +53,40 @@ def test_the_key_decides_and_the_mean_over_keys_drops_nothing():
   assert_array_equal(identity_lora()[0], identity_lora()[0])
 
 
-def test_a_scale_of_the_space_scales_what_is_left():
-  (scaled, of_base), (plain, _) = identity_lora(scale=3.0), identity_lora()
-  assert_allclose(scaled - of_base, 3 * (plain - of_base), rtol=1e-4, atol=1e-5)
+def of_linen(name, structure):
+  example = MODELS[name]()
+  adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
+  return adapted, example.variables(), example.inputs, example.kwargs
 
 
-def assert_drops(adapted, variables, inputs, kwargs):
-  """Nothing is dropped with a probability near 0, and something with 0.5."""
+def of_function(name, structure):
+  example = FUNCTIONS[name]()
+  options = {'structure': structure, **example.options}
+  adapted = glora_jax.adapt_function(example.apply, example.params, *example.inputs, **options)
+  return adapted, {'params': example.params}, example.inputs, {}
+
+
+def of_nnx(structure):
+  model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure=structure)
+  model.eval()
+  return *glora_jax.nnx.as_adapted(model), (normal(2, 6),), {}
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (of_linen, ('scanned_vit', 'lora:2')),
+    (of_linen, ('recurrent', 'full')),  # full merges a LoRA of A
+    (of_linen, ('dense_general', 'full')),
+    (of_function, ('experts_by_einsum', 'dora:2')),
+    (of_function, ('dataclasses_called_one_example_at_a_time', 'full')),
+    (of_nnx, ('lora:2',)),
+  ],
+)
+def test_layers_of_all_kinds_of_models_drop(make, names):
+  """Nothing with a probability near 0, and something with 0.5."""
+  adapted, base, inputs, kwargs = make(*names)
+  variables = {**base, **trained_variables(adapted, base['params'])}
 
   @jax.jit
   def run(variables):
@@ -72,42 +99,6 @@ def assert_drops(adapted, variables, inputs, kwargs):
   assert np.abs(dropped - plain).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-  'name, structure',
-  [
-    ('scanned_vit', 'lora:2'),
-    ('recurrent', 'full'),
-    ('dense_general', 'full'),
-  ],  # full merges a LoRA of A
-)
-def test_layers_of_linen_models_drop(name, structure):
-  example = MODELS[name]()
-  adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
-  variables = example.variables()
-  variables = {**variables, **trained_variables(adapted, variables['params'])}
-  assert_drops(adapted, variables, example.inputs, example.kwargs)
-
-
-@pytest.mark.parametrize(
-  'name, structure', [('experts_by_einsum', 'dora:2'), ('gpt2_kernels', 'full')]
-)
-def test_layers_of_functions_drop(name, structure):
-  example = FUNCTIONS[name]()
-  adapted = glora_jax.adapt_function(
-    example.apply, example.params, *example.inputs, structure=structure, **example.options
-  )
-  variables = trained_variables(adapted, example.params)
-  assert_drops(adapted, variables, example.inputs, example.kwargs)
-
-
-def test_layers_of_an_attached_model_drop():
-  model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure='lora:2')
-  model.eval()
-  adapted, variables = glora_jax.nnx.as_adapted(model)
-  trained = trained_variables(adapted, variables['params'])
-  assert_drops(adapted, {**variables, **trained}, (normal(2, 6),), {})
-
-
 def layer_by_layer(params, x):
   return jnp.stack([x @ params['w'][0], x @ params['w'][1]])
 
@@ -116,16 +107,19 @@ def scanned(params, x):
   return jax.lax.scan(lambda x, w: (x, x @ w), x, params['w'])[1]
 
 
+def identity_stack(function, x):
+  """(A function of two kernels of zeros, adapted; variables with the identity as their LoRAs)."""
+  params, factors = {'w': jnp.zeros((2, 4, 4))}, jnp.stack([jnp.eye(4)] * 2)
+  adapted = glora_jax.adapt_function(function, params, x, structure='lora:4', heads=None)
+  return adapted, {'params': params, 'glora': {'w': {'B_down': factors, 'B_up': factors}}}
+
+
 def test_layers_of_a_stack_draw_on_their_own_and_as_unrolled():
-  outputs = []
-  for function in (layer_by_layer, scanned):
-    params = {'w': jnp.zeros((2, 4, 4))}
-    adapted = glora_jax.adapt_function(function, params, X, structure='lora:4', heads=None)
-    stacked = jnp.stack([jnp.eye(4)] * 2)
-    variables = {'params': params, 'glora': {'w': {'B_down': stacked, 'B_up': stacked}}}
-    outputs.append(dropped(adapted, variables, X))
-  assert_array_equal(*outputs)
-  assert (outputs[0][0] != outputs[0][1]).any()
+  unrolled, stacked = (
+    dropped(*identity_stack(function, X), X) for function in (layer_by_layer, scanned)
+  )
+  assert_array_equal(unrolled, stacked)
+  assert (stacked[0] != stacked[1]).any()
 
 
 def test_a_free_structure_drops_the_inputs_of_loras_alone_with_a_key_for_each_path():
@@ -155,18 +149,9 @@ def test_training_drops_and_evaluation_does_not():
 
   def losses(**options):
     recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup_epochs=0, **options), []
-    state = glora_jax.fit(
-      adapted,
-      variables,
-      loss,
-      x,
-      recipe,
-      key=KEY,
-      progress=False,
-      steps_per_dispatch=1,
-      on_dispatch=lambda state, metrics: seen.append(metrics['loss']),
-    )
-    return state, seen
+    options = {'key': KEY, 'progress': False, 'steps_per_dispatch': 1}
+    options['on_dispatch'] = lambda state, metrics: seen.append(metrics['loss'])
+    return glora_jax.fit(adapted, variables, loss, x, recipe, **options), seen
 
   state, dropped = losses(lora_dropout=0.5)
   assert len(set(np.round(dropped, 2))) == 3  # drawn anew in each step
@@ -195,11 +180,7 @@ def test_each_token_that_selects_an_expert_drops_inputs_of_its_own():
     experts = jnp.zeros(len(x), int) + (x[:, 0] > 9)
     return jnp.einsum('bi,bio->bo', x, params['w'][experts])
 
-  params, x = {'w': jnp.zeros((2, 4, 4))}, jnp.ones((500, 4))
-  adapted = glora_jax.adapt_function(select, params, x, structure='lora:4', heads=None)
-  factors = {'B_down': jnp.stack([jnp.eye(4)] * 2), 'B_up': jnp.stack([jnp.eye(4)] * 2)}
-  variables = {'params': params, 'glora': {'w': factors}}
-  outputs = dropped(adapted, variables, x)
+  outputs = dropped(*identity_stack(select, x := jnp.ones((500, 4))), x)
   assert set(np.unique(outputs)) == {0, 2}
   assert_allclose(outputs.mean(0), 1, atol=0.2)
 

@@ -85,7 +85,6 @@ def test_gradients_of_every_support_equal_finite_differences(golden_layer):
     for genome in ([3, 3, 2, 2, 2], [2, 2, 1, 1, 1], [1, 1, 2, 0, 1], [0, 3, 0, 1, 0]):
       of_genome = functools.partial(loss, genome=np.array(genome))
       check_grads(of_genome, (start,), order=1, modes=['rev'])
-      # Others do not take part.
       taking_part = {name for name, slope in jax.grad(of_genome)(start).items() if np.any(slope)}
       assert taking_part == adapter.used_parts(genome, (4,)).keys()
 

@@ -1,5 +1,7 @@
 """Linear layers found by use, in ways that the functions of `function_zoo` do not have."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +37,6 @@ ONE_KERNEL = {
     (D, E, F),
     'iso',
   ),
-  'unstacked': (
-    lambda w, x: sum(x @ expert for expert in jnp.unstack(w, axis=1)),
-    (D, E, F),
-    'iso',
-  ),
   'split in parts': (
     lambda w, x: sum(x @ part for part in jnp.split(w, 3, axis=1)),
     (D, F),
@@ -67,11 +64,6 @@ ONE_KERNEL = {
     lambda w, x: jnp.einsum('bd,ndh->bnh', x, jnp.repeat(w, 2, axis=0)),
     (2, D, 3),
     'oio',
-  ),
-  'one expert for each example': (
-    lambda w, x: jax.vmap(lambda x: w[:, x.argmax()] @ x)(x),
-    (F, E, D),
-    'osi',
   ),
   'one expert for all examples, multiplied in parts': (
     lambda w, x: x[:, :2] @ (expert := w[x.sum().astype(int)])[:2] + x[:, 2:] @ expert[2:],
@@ -103,49 +95,21 @@ def test_a_kernel_is_found_however_it_is_used(name):
   assert not found.uncovered
 
 
-LOOKED_UP = {
-  'tokens': lambda table, x: table[x.astype(int)],
+LOOKUP = 'embedding lookup'
+HIDDEN = {
+  'tokens': (lambda w, x: w[x.astype(int)], LOOKUP),
   'positions of window pairs, as in Swin': (
-    lambda table, x: (x @ x.T)[..., None] + table[(np.arange(25) % D).reshape(5, 5)]
+    lambda w, x: (x @ x.T)[..., None] + w[(np.arange(25) % D).reshape(5, 5)],
+    LOOKUP,
   ),
   'distances in buckets, as in T5': (
-    lambda table, x: x @ x.T + jnp.moveaxis(table[x.argmax(-1) - jnp.arange(5)[:, None]], 2, 0)
+    lambda w, x: x @ x.T + jnp.moveaxis(w[x.argmax(-1) - jnp.arange(5)[:, None]], 2, 0),
+    LOOKUP,
   ),
-  'similarities of rows': lambda table, x: jnp.einsum('bd,bkd->bk', x, table[x.astype(int)]),
-  'in a loop': lambda table, x: jax.lax.map(lambda row: row + table[row.argmax()], x),
-}
-
-
-@pytest.mark.parametrize('name', LOOKED_UP)
-def test_rows_of_a_table_are_an_embedding_lookup(name):
-  function = LOOKED_UP[name]
-  found = found_in(lambda params, x: function(params['table'], x), {'table': zeros(D, D)})
-  assert not found.sites
-  assert reasons(found) == {'table': 'embedding lookup'}
-
-
-def test_selected_matrices_without_a_product_of_their_own_are_named_with_what_is_done_to_them():
-  params = {name: zeros(E, D, D) for name in ('added', 'fed', 'branch', 'cut')} | {'w': zeros(D, F)}
-
-  def function(params, x):
-    index = x.sum(1).astype(int)
-    chosen = {name: params[name][index] for name in ('added', 'fed', 'branch', 'cut')}
-    either = jax.lax.cond(x[0, 0] > 0, lambda: chosen['branch'], lambda: x[..., None] * x[:, None])
-    added = either + chosen['added']
-    halves = jnp.split(chosen['cut'], 2, axis=1)
-    return added.sum(), chosen['fed'] @ params['w'], halves[0] @ x[..., None]
-
-  found = found_in(function, params)
-  assert layouts(found) == {'w': 'io'}
-  assert reasons(found) == {
-    'added': 'selected by index; not a matmul',
-    'branch': 'selected by index; differs between branches or iterations',
-    'cut': 'selected by index; used in split',
-    'fed': 'selected by index; used as an input of other weights',
-  }
-
-
-HIDDEN = {
+  'similarities of rows': (lambda w, x: jnp.einsum('bd,bkd->bk', x, w[x.astype(int)]), LOOKUP),
+  'in a loop': (lambda w, x: jax.lax.map(lambda row: row + w[row.argmax()], x), LOOKUP),
+  'unused': (lambda w, x: x, 'not used'),
+  'a vector of it last': (lambda w, x: x @ w @ w[0], ''),
   'normalized': (lambda w, x: x @ (w / jnp.linalg.norm(w)), 'combined with other parameters first'),
   'in a callback': (
     lambda w, x: jax.pure_callback(np.dot, zeros(5, D), x, w),
@@ -171,12 +135,28 @@ def test_what_no_layout_expresses_is_named_with_its_reason(name):
   assert not found.sites
   assert list(reasons(found)) == ['w']
   assert reason in reasons(found)['w']
+  assert reason != LOOKUP or reasons(found)['w'] == LOOKUP
 
 
-def test_a_matrix_of_which_a_vector_is_used_last_is_named():
-  found = found_in(lambda params, x: x @ params['w'] @ params['w'][0], {'w': zeros(D, D)})
-  assert not found.sites
-  assert list(reasons(found)) == ['w']
+def test_selected_matrices_without_a_product_of_their_own_are_named_with_what_is_done_to_them():
+  params = {name: zeros(E, D, D) for name in ('added', 'fed', 'branch', 'cut')} | {'w': zeros(D, F)}
+
+  def function(params, x):
+    index = x.sum(1).astype(int)
+    chosen = {name: params[name][index] for name in ('added', 'fed', 'branch', 'cut')}
+    either = jax.lax.cond(x[0, 0] > 0, lambda: chosen['branch'], lambda: x[..., None] * x[:, None])
+    added = either + chosen['added']
+    halves = jnp.split(chosen['cut'], 2, axis=1)
+    return added.sum(), chosen['fed'] @ params['w'], halves[0] @ x[..., None]
+
+  found = found_in(function, params)
+  assert layouts(found) == {'w': 'io'}
+  assert reasons(found) == {
+    'added': 'selected by index; not a matmul',
+    'branch': 'selected by index; differs between branches or iterations',
+    'cut': 'selected by index; used in split',
+    'fed': 'selected by index; used as an input of other weights',
+  }
 
 
 @pytest.mark.parametrize('batch', [1, 5])
@@ -238,16 +218,12 @@ def test_two_kernels_do_not_share_a_bias():
   assert [site.has_bias for site in found.sites] == [False, False]
 
 
-def two_layers(params, x):
-  return jnp.tanh(x @ params['a']) @ params['b']
-
-
 def test_layers_of_a_python_loop_are_numbered_as_they_run_and_then_those_that_do_not():
   params = {'a': zeros(3, D, F), 'b': zeros(3, F, D)}
 
   def function(params, x):
     for layer in (2, 0):
-      x = two_layers({name: value[layer] for name, value in params.items()}, x)
+      x = x @ params['a'][layer] @ params['b'][layer]
     return x
 
   rows = {site.name: site.rows for site in found_in(function, params).sites}
@@ -265,65 +241,68 @@ def test_layers_that_run_from_the_last_to_the_first_are_numbered_so():
     assert site.rows == (2, 1, 0)
 
 
-def test_layers_with_the_same_input_are_known():
-  params = {name: zeros(D, D) for name in 'qkvo'}
-
-  def function(params, x):
-    cast = x.astype(jnp.bfloat16)
-    q, k = x @ params['q'], jax.jit(jnp.dot)(x, params['k'])
-    return (q * k * (cast @ params['v'])) @ params['o']
-
-  q, k, v, o = (site.input_id for site in found_in(function, params).sites)
-  assert q == k == v != o
+def repeated(step):
+  """What applies a kernel again and again, and then another kernel to what comes out."""
+  return lambda params, x: step(params['a'], x) @ params['b']
 
 
-def test_layers_with_inputs_that_were_computed_alike_have_the_same_input():
-  params = {name: zeros(D, D) for name in 'qkabc'}
-
-  def function(params, x):
-    q, k = (jnp.pad(jnp.exp(x) + 1, ((0, 0), (1, 0)))[:, :D] @ params[name] for name in 'qk')
-    others = jnp.exp(x) + 2, x, x.reshape(D, -1).T
-    return q * k + sum(y @ params[name] for y, name in zip(others, 'abc', strict=True))
-
-  q, k, *others = (site.input_id for site in found_in(function, params).sites)
-  assert q == k
-  assert len({q, *others}) == 4
+def add(outputs):
+  return functools.reduce(jnp.add, outputs)
 
 
-def test_a_scaled_product_is_another_input():
-  params = {name: zeros(D, D) for name in 'abc'}
-
-  def function(params, x):
-    x = x @ params['a']
-    return x @ params['b'] + (2 * x) @ params['c']
-
-  _, b, c = (site.input_id for site in found_in(function, params).sites)
-  assert b != c
+def padded(x):
+  return jnp.pad(jnp.exp(x) + 1, ((0, 0), (1, 0)))[:, :D]
 
 
-def test_constants_with_different_numbers_make_different_inputs():
-  tables = jnp.arange(D), jnp.ones(D)  # which the program holds
-  steps = jnp.zeros_like, jnp.ones_like, *(lambda x, table=table: x + table for table in tables)
-  params = {name: zeros(D, D) for name in 'abcd'}
-
-  def function(params, x):
-    pairs = zip(steps, params.values(), strict=True)
-    return sum((jnp.tanh(x) + step(x)) @ kernel for step, kernel in pairs)
-
-  assert len({site.input_id for site in found_in(function, params).sites}) == 4
+def of_inputs(*inputs):
+  """A function that applies a kernel to each of some functions of x, and adds up."""
+  return lambda params, x: add(
+    make(x) @ kernel for make, kernel in zip(inputs, params.values(), strict=False)
+  )
 
 
-def by_a_scan(params, x):
-  x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ params['looped']), None), x, length=2)
-  return x @ params['after']
+TABLES = jnp.arange(D), jnp.ones(D)  # which a program holds
+INPUTS = {
+  'the same, also cast and in a jit': (
+    lambda params, x: (
+      (x @ params['a'])
+      * jax.jit(jnp.dot)(x, params['b'])
+      * (x.astype(jnp.bfloat16) @ params['c'])
+      @ params['d']
+    ),
+    [0, 0, 0, 3],
+  ),
+  'computed alike': (of_inputs(padded, padded), [0, 0]),
+  'computed otherwise': (
+    of_inputs(padded, lambda x: jnp.exp(x) + 2, lambda x: x, lambda x: x.reshape(D, -1).T),
+    [0, 1, 2, 3],
+  ),
+  'scaled': (
+    lambda params, x: (y := x @ params['a']) @ params['b'] + (2 * y) @ params['c'],
+    [0, 1, 2],
+  ),
+  'with different constants': (
+    of_inputs(
+      *(lambda x, make=make: jnp.tanh(x) + make(x) for make in (jnp.zeros_like, jnp.ones_like)),
+      *(lambda x, table=table: jnp.tanh(x) + x + table for table in TABLES),
+    ),
+    [0, 1, 2, 3],
+  ),
+  'after a scan': (
+    repeated(lambda w, x: jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=2)[0]),
+    [0, 1],
+  ),
+  'after a loop': (
+    repeated(lambda w, x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: jnp.exp(x @ w), x)),
+    [0, 1],
+  ),
+}
 
 
-def by_a_loop(params, x):
-  x = jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: jnp.exp(x @ params['looped']), x)
-  return x @ params['after']
-
-
-@pytest.mark.parametrize('function', [by_a_scan, by_a_loop])
-def test_the_first_layer_of_a_loop_is_not_tied_to_the_one_after_it(function):
-  looped, after = found_in(function, {'looped': zeros(D, D), 'after': zeros(D, D)}).sites
-  assert looped.input_id != after.input_id
+@pytest.mark.parametrize('name', INPUTS)
+def test_layers_with_the_same_input_are_known_and_no_others_are(name):
+  """The number of each layer's input is that of the first layer that has it."""
+  function, expected = INPUTS[name]
+  sites = found_in(function, {name: zeros(D, D) for name in 'abcd'}).sites
+  inputs = [site.input_id for site in sites]
+  assert [*map(inputs.index, inputs)][: len(expected)] == expected
