@@ -10,12 +10,11 @@ import dataclasses
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hand_count import FunctionExample, Kernel, attend, registry
-from trees import normal, randomized
+from trees import normal
 
 BATCH, TIME, WIDTH, HIDDEN, HEADS, CHANNELS, DEPTH, EXPERTS = 2, 3, 6, 10, 2, 4, 3, 4
 
@@ -221,31 +220,6 @@ def experts_by_ragged_products():
   return FunctionExample(apply, router_and_experts(), inputs, EXPERT_KERNELS, 9)
 
 
-@example
-def experts_by_index():
-  """Kernels [out, in] of the two experts of each token, as transformers' `batched_mm` has them."""
-  params = {
-    'router': weights(WIDTH, EXPERTS),
-    'up': {'w': weights(EXPERTS, HIDDEN, WIDTH), 'b': normal(EXPERTS, HIDDEN)},
-    'down': {'w': weights(EXPERTS, WIDTH, HIDDEN), 'b': normal(EXPERTS, WIDTH)},
-  }
-
-  def apply(params, x):
-    tokens = x.reshape(-1, WIDTH)
-    scores, experts = jax.lax.top_k(jax.nn.softmax(tokens @ params['router']), 2)
-    up, down = (
-      jax.tree.map(lambda stack: stack[experts.reshape(-1)], params[name])
-      for name in ('up', 'down')
-    )
-    columns = jnp.repeat(tokens, 2, axis=0)[..., None]
-    hidden = jax.nn.silu((up['w'] @ columns)[..., 0] + up['b'])
-    results = (down['w'] @ hidden[..., None])[..., 0] + down['b']
-    return (results * scores.reshape(-1, 1)).reshape(*x.shape[:2], 2, WIDTH).sum(2)
-
-  kernels = {f'{name}/w': Kernel('soi', f'{name}/b', 'so') for name in ('up', 'down')}
-  return of_activations(apply, params, {'router': Kernel('io'), **kernels}, 9)
-
-
 # Control flow, and functions with derivatives of their own.
 
 
@@ -300,16 +274,14 @@ def control_flow():
 
 @example
 def convolutions():
-  """Kernels with their outputs last and first, and transposed ones: as it is, and back to front."""
+  """Kernels with their outputs first, and transposed ones: as it is, and back to front."""
   params = {
-    'last': {'w': weights(2, 2, 3, 5), 'b': normal(5)},
     'first': {'w': weights(WIDTH, 5, 1, 2), 'b': normal(WIDTH)},
     'plain': {'w': weights(2, 3, WIDTH, 5), 'b': normal(5)},
     'turned': {'w': weights(2, 3, WIDTH, 5), 'b': normal(WIDTH)},
   }
   convolve, transpose = jax.lax.conv_general_dilated, jax.lax.conv_transpose
   steps = {
-    'last': functools.partial(convolve, dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
     'first': functools.partial(convolve, dimension_numbers=('NHWC', 'OIHW', 'NHWC')),
     'plain': transpose,
     'turned': functools.partial(transpose, transpose_kernel=True),  # as other libraries do it
@@ -320,63 +292,7 @@ def convolutions():
       x = jax.nn.silu(step(x, params[name]['w'], (2, 2), 'VALID') + params[name]['b'])
     return x
 
-  axes = {'last': 'iiio', 'first': 'oiii', 'plain': 'iiio', 'turned': 'iioi'}
+  axes = {'first': 'oiii', 'plain': 'iiio', 'turned': 'iioi'}
   kernels = {f'{name}/w': Kernel(word, f'{name}/b') for name, word in axes.items()}
-  inputs = (normal(BATCH, 6, 6, 3),)
-  return FunctionExample(apply, params, inputs, kernels, 4, options={'convs': True})
-
-
-# linen modules with products of their own, which Flax's classes do not give away.
-
-
-class OwnDense(nn.Module):
-  """MaxText's DenseGeneral: a kernel [in..., out...] in a product of its own, cast on the way."""
-
-  features: tuple[int, ...]
-  axes: int = 1
-
-  @nn.compact
-  def __call__(self, x):
-    inputs = x.shape[-self.axes :]
-    kernel = self.param('kernel', nn.initializers.normal(0.4), (*inputs, *self.features))
-    contracted = (range(x.ndim - self.axes, x.ndim), range(self.axes))
-    y = jax.lax.dot_general(
-      x, jnp.asarray(kernel, x.dtype), (tuple(map(tuple, contracted)), ((), ()))
-    )
-    return y + self.param('bias', nn.initializers.normal(), self.features)
-
-
-class OwnLayer(nn.Module):
-  @nn.compact
-  def __call__(self, x, _):
-    heads = OwnDense((HEADS, CHANNELS), name='heads')(x)
-    return x + OwnDense((WIDTH,), 2, name='out')(nn.silu(heads)), None
-
-
-class OwnDecoder(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    layers = nn.scan(
-      nn.remat(OwnLayer, prevent_cse=False),
-      variable_axes={'params': 1},
-      split_rngs={'params': True},
-      length=DEPTH,
-    )
-    return layers(name='layers')(x, None)[0]
-
-
-@example
-def own_modules_scanned_along_axis_1():
-  axes = {'heads': ('isoo', 'oso'), 'out': ('isio', 'os')}
-  kernels = {
-    f'layers/{name}/kernel': Kernel(kernel, f'layers/{name}/bias', bias)
-    for name, (kernel, bias) in axes.items()
-  }
-  model = OwnDecoder()
-  shapes = jax.eval_shape(model.init, jax.random.key(0), activations())['params']
-  params = randomized(shapes, scale=0.4)
-
-  def apply(params, x):
-    return model.apply({'params': params}, x)
-
-  return of_activations(apply, params, kernels, 2 * DEPTH, linen=model)
+  inputs = (normal(BATCH, 6, 6, 5),)
+  return FunctionExample(apply, params, inputs, kernels, 3, options={'convs': True})

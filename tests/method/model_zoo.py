@@ -1,8 +1,8 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
 Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may
-compile every one. To add a model, write it and a function decorated with `example`. Convolutions
-are plain layers in these models.
+compile every one. To add a model, write it and add an `Example`. Convolutions are plain layers in
+these models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import Counted, Kernel, Kernels, registry
+from hand_count import Counted, Kernel, Kernels
 from trees import normal
 
 WIDTH, HIDDEN, HEADS, CLASSES = 8, 16, 2, 3
@@ -53,18 +53,6 @@ class Example(Counted):
       return jax.device_put(np.asarray(value, leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-EXAMPLES, example = registry()
-
-
-# Keys add to every logit of a query alike through their bias, which softmax does not see.
-KEYS = r'(^|/)key(\[|$)'
-FLAX_BLOCK = (
-  *(f'MultiHeadDotProductAttention_0/{name}' for name in ('query', 'key', 'value', 'out')),
-  'MlpBlock_0/Dense_0',
-  'MlpBlock_0/Dense_1',
-)
 
 
 def lifted(lift, *args, axis=0, **options):
@@ -106,15 +94,7 @@ class ScannedViT(nn.Module):
     return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x.mean(1)), out
 
 
-@example
-def scanned_vit():
-  rows = tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in FLAX_BLOCK)
-  heads = Kernel('Sioo'), Kernel('Sioo'), Kernel('Sioo'), Kernel('Siio')
-  axes = {f'encoderblock/{layer}': kernel for layer, kernel in zip(FLAX_BLOCK, heads, strict=False)}
-  return Example(ScannedViT(), rows, (normal(2, 4, 4, 3),), blind=KEYS, axes=axes)
-
-
-# ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
+# ResNet: batch statistics, convolutions, a neck and a head.
 
 
 class ResNet(nn.Module):
@@ -122,16 +102,8 @@ class ResNet(nn.Module):
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
     x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
-    gate = nn.silu(nn.Dense(WIDTH // 2, name='squeeze')(x.mean((1, 2))))
-    x = nn.silu(x + x * nn.sigmoid(nn.Dense(WIDTH, name='excite')(gate))[:, None, None])
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
-
-
-@example
-def resnet():
-  rows = ('squeeze', 'excite', 'neck')
-  return Example(ResNet(), rows, (normal(2, 6, 6, 3),), kwargs={'train': False})
 
 
 # Wrappers: one way of writing or lifting each, around the same two-layer block.
@@ -176,11 +148,6 @@ class Chain(nn.Module):
 JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one model
 
 
-@example
-def class_level_jit():
-  return Example(Chain(JitBlock), block_rows('block_0', 'block_1'))
-
-
 JitDense = nn.jit(nn.Dense)
 
 
@@ -193,12 +160,6 @@ class LiftedLayers(nn.Module):
     x = nn.silu(nn.remat(nn.Dense)(HIDDEN, name='rematerialized')(x))
     stack = lifted(nn.vmap, nn.DenseGeneral, axis=-1, in_axes=None, out_axes=1, axis_size=2)
     return stack((2, 4), name='stacked')(x)
-
-
-@example
-def lifted_layers():
-  rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
-  return Example(LiftedLayers(), rows, axes={'stacked': Kernel('iooS', bias_axes='ooS')})
 
 
 class User(nn.Module):
@@ -223,11 +184,6 @@ class Shared(nn.Module):
     x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
     x = self.table['a'](self.table['b'](x))
     return self.user(nn.silu(x))
-
-
-@example
-def called_twice():
-  return Example(Shared(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a', 'user/own'))
 
 
 class Scanned(nn.Module):
@@ -260,26 +216,10 @@ class Nested(nn.Module):
     return scan(name='steps')(x, None)[0]
 
 
-@example
-def scan_of_vmap():
-  branches = block_rows('steps/branches', stack=(2, 4))
-  rows = ('steps/mix[0]', *branches[:8], 'steps/mix[1]', *branches[8:])
-  axes = {
-    'steps/mix': Kernel('ioS', bias_axes='oS'),
-    'steps/branches': Kernel('sioS', bias_axes='soS'),
-  }
-  return Example(Nested(), rows, axes=axes)
-
-
 class RematScanned(nn.Module):
   @nn.compact
   def __call__(self, x):
     return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
-
-
-@example
-def remat_scan():
-  return Example(RematScanned(), block_rows('blocks', stack=(2, 4)))
 
 
 class FunctionScan(nn.Module):
@@ -296,22 +236,12 @@ class FunctionScan(nn.Module):
     return nn.remat(lambda module, y: module(y))(last, x)
 
 
-@example
-def function_scan():
-  return Example(FunctionScan(), (*block_rows('block', stack=(2,)), 'last'))
-
-
 class Recurrent(nn.Module):
   """Layers that a scan applies to each step with the same parameters."""
 
   @nn.compact
   def __call__(self, x):
     return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
-
-
-@example
-def recurrent():
-  return Example(Recurrent(), ('SimpleCell_0/i', 'SimpleCell_0/h'), (normal(2, 4, WIDTH),))
 
 
 class Branching(nn.Module):
@@ -330,11 +260,6 @@ class Branching(nn.Module):
       )
 
     return choose(~first, choose(first, x))
-
-
-@example
-def cond():
-  return Example(Branching(), ('left', 'right'), (normal(2, WIDTH), jnp.array(False)))
 
 
 class ManyAxes(nn.Module):
@@ -356,15 +281,6 @@ class GroupStep(nn.Module):
   def __call__(self, groups, _):
     y = nn.DenseGeneral((2, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
     return groups + nn.silu(y), None
-
-
-@example
-def dense_general():
-  scanned = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
-  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *scanned)
-  axes = {'pairs': Kernel('iioo'), 'triple': Kernel('iiioo'), 'grouped': Kernel('Sioo')}
-  axes['scanned'] = Kernel('sSiioo', bias_axes='sSoo')
-  return Example(ManyAxes(), rows, (normal(2, 2, 4),), axes=axes)
 
 
 class BoxedStep(nn.Module):
@@ -391,12 +307,6 @@ class Boxed(nn.Module):
     return scan(name='steps')(x, None)[0]
 
 
-@example
-def with_partitioning():
-  rows = tuple(f'steps/{layer}[{i}]' for i in range(LENGTH) for layer in ('up', 'down'))
-  return Example(Boxed(), rows, axes={'steps': Kernel('iSo', bias_axes='oS')})
-
-
 class TwoTower(nn.Module):
   """Has no __call__: `score` is the whole model, `embed` a part of it."""
 
@@ -410,16 +320,6 @@ class TwoTower(nn.Module):
     return self.embed(x) @ self.right(y).T
 
 
-@example
-def other_method():
-  return Example(
-    TwoTower(),
-    ('left', 'right'),
-    (normal(2, WIDTH), normal(4, WIDTH, seed=1)),
-    kwargs={'method': 'score'},
-  )
-
-
 class Conditioned(nn.Module):
   """Extra keyword inputs: arrays, a nested dictionary of them, a number and flags."""
 
@@ -431,15 +331,6 @@ class Conditioned(nn.Module):
     return nn.Dropout(0.5, deterministic=not train)(
       getattr(nn, activation)(nn.Dense(WIDTH, name='last')(x))
     )
-
-
-@example
-def keyword_inputs():
-  mask, context = jnp.array([[1, 1, 0], [1, 0, 1]]), {'text': {'tokens': normal(2, 3, HIDDEN)}}
-  kwargs = {'mask': mask, 'context': context, 'strength': 0.5}
-  return Example(
-    Conditioned(), ('project', 'condition', 'last'), (normal(2, 3, WIDTH),), kwargs=kwargs
-  )
 
 
 # Models that do not go through `self.param` for their parameters, or are hardly a model.
@@ -460,11 +351,6 @@ class Reading(nn.Module):
   @nn.compact
   def __call__(self, x):
     return lifted(nn.scan, ReadingStep, length=2)(name='steps')(x, None)[0]
-
-
-@example
-def kernel_read_from_variables():
-  return Example(Reading(), ('steps/encoder[0]', 'steps/encoder[1]'))
 
 
 class GainDense(nn.Dense):
@@ -496,7 +382,77 @@ class Customized(nn.Module):
     return Conditional(WIDTH, name='by_position')(x, True, None)
 
 
-@example
-def customized_layers():
-  rows = ('own_product', 'subclass', 'by_keyword', 'own_arguments', 'by_position')
-  return Example(Customized(), rows)
+MASK = jnp.array([[1, 1, 0], [1, 0, 1]])
+CONTEXT = {'text': {'tokens': normal(2, 3, HIDDEN)}}
+BRANCHES = block_rows('steps/branches', stack=(2, 4))
+ATTENTION = [f'MultiHeadDotProductAttention_0/{name}' for name in ('query', 'key', 'value', 'out')]
+VIT_BLOCK = (*ATTENTION, 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
+GROUPS = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
+
+EXAMPLES = {
+  'scanned_vit': Example(
+    ScannedViT(),
+    tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in VIT_BLOCK),
+    (normal(2, 4, 4, 3),),
+    # Keys add to every logit of a query alike through their bias, which softmax does not see.
+    blind='/key',
+    axes={
+      f'encoderblock/{layer}': Kernel('Siio' if layer.endswith('out') else 'Sioo')
+      for layer in ATTENTION
+    },
+  ),
+  'resnet': Example(ResNet(), ('neck',), (normal(2, 6, 6, 3),), kwargs={'train': False}),
+  'class_level_jit': Example(Chain(JitBlock), block_rows('block_0', 'block_1')),
+  'lifted_layers': Example(
+    LiftedLayers(),
+    ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]'),
+    axes={'stacked': Kernel('iooS', bias_axes='ooS')},
+  ),
+  'called_twice': Example(
+    Shared(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a', 'user/own')
+  ),
+  'scan_of_vmap': Example(
+    Nested(),
+    ('steps/mix[0]', *BRANCHES[:8], 'steps/mix[1]', *BRANCHES[8:]),
+    axes={
+      'steps/mix': Kernel('ioS', bias_axes='oS'),
+      'steps/branches': Kernel('sioS', bias_axes='soS'),
+    },
+  ),
+  'remat_scan': Example(RematScanned(), block_rows('blocks', stack=(2, 4))),
+  'function_scan': Example(FunctionScan(), (*block_rows('block', stack=(2,)), 'last')),
+  'recurrent': Example(Recurrent(), ('SimpleCell_0/i', 'SimpleCell_0/h'), (normal(2, 4, WIDTH),)),
+  'cond': Example(Branching(), ('left', 'right'), (normal(2, WIDTH), jnp.array(False))),
+  'dense_general': Example(
+    ManyAxes(),
+    ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *GROUPS),
+    (normal(2, 2, 4),),
+    axes={
+      'pairs': Kernel('iioo'),
+      'triple': Kernel('iiioo'),
+      'grouped': Kernel('Sioo'),
+      'scanned': Kernel('sSiioo', bias_axes='sSoo'),
+    },
+  ),
+  'with_partitioning': Example(
+    Boxed(),
+    tuple(f'steps/{layer}[{i}]' for i in range(LENGTH) for layer in ('up', 'down')),
+    axes={'steps': Kernel('iSo', bias_axes='oS')},
+  ),
+  'other_method': Example(
+    TwoTower(),
+    ('left', 'right'),
+    (normal(2, WIDTH), normal(4, WIDTH, seed=1)),
+    kwargs={'method': 'score'},
+  ),
+  'keyword_inputs': Example(
+    Conditioned(),
+    ('project', 'condition', 'last'),
+    (normal(2, 3, WIDTH),),
+    kwargs={'mask': MASK, 'context': CONTEXT, 'strength': 0.5},
+  ),
+  'kernel_read_from_variables': Example(Reading(), ('steps/encoder[0]', 'steps/encoder[1]')),
+  'customized_layers': Example(
+    Customized(), ('own_product', 'subclass', 'by_keyword', 'own_arguments', 'by_position')
+  ),
+}

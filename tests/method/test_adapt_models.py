@@ -49,7 +49,7 @@ def kernels_of(example, params):
 
 @functools.cache
 def session(name):
-  return LinenCase(model_zoo.EXAMPLES[name]())
+  return LinenCase(model_zoo.EXAMPLES[name])
 
 
 @pytest.mark.parametrize('name', model_zoo.EXAMPLES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose
-from trees import randomized
+from trees import normal
 
 from glora_jax import SearchSpace, adapt
 from glora_jax.method import adapter, equation
@@ -22,12 +22,13 @@ MANY, FEW = 40, 4  # tokens that are more, and fewer, than it pays to merge for
 
 def layer(tokens, without=(), dtype='float32'):
   """Inputs, kernel, bias and supports, all of them random."""
-  keys = jax.random.split(jax.random.key(0), 4)
-  shapes = adapter.adapter_shapes(IN, OUT, RANKS)
-  stored = randomized({name: jnp.zeros(shape) for name, shape in shapes.items()})
-  stored = {n: value for n, value in stored.items() if adapter.ADAPTER[n].tensor not in without}
-  shapes = (tokens, IN), (IN, OUT), (OUT,)
-  arrays = [jax.random.normal(key, shape) for key, shape in zip(keys[1:], shapes, strict=True)]
+  shapes = adapter.adapter_shapes(IN, OUT, RANKS).items()
+  stored = {
+    name: 0.3 * normal(*shape, seed=seed)
+    for seed, (name, shape) in enumerate(shapes)
+    if adapter.ADAPTER[name].tensor not in without
+  }
+  arrays = normal(tokens, IN), normal(IN, OUT, seed=1), normal(OUT, seed=2)
   return jax.tree.map(lambda value: value.astype(dtype), (*arrays, stored))
 
 
@@ -166,7 +167,7 @@ def test_gradients_of_factors_transpose_no_tokens():
 
   images, tokens, width, hidden = 4, 97, 16, 64
   shapes = (width, 2), (2, hidden), (images, tokens, width), (width, hidden), (hidden, width)
-  down, up, *others = (jax.random.normal(jax.random.key(0), shape) for shape in shapes)
+  down, up, *others = (normal(*shape) for shape in shapes)
   program = jax.jit(jax.grad(loss)).lower((down, up), *others).compile().as_text()
   assert f'[{images * tokens},{hidden}]' in program
   assert f'[{hidden},{images * tokens}]' not in program

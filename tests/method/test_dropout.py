@@ -37,24 +37,23 @@ def identity_lora(x=X, probability=0.5, key=KEY, **options):
   return output, x @ variables['params']['kernel'] + variables['params']['bias']
 
 
-def test_each_number_of_each_example_is_dropped_or_doubled_and_the_base_gets_all():
-  output, of_base = identity_lora(jnp.broadcast_to(X[0, 0], (500, 2, 4)), scale=3.0)
-  doubled = np.isclose(output - of_base, 3 * 2 * X[0, 0], atol=1e-5)
+def test_each_number_of_each_example_is_dropped_or_grows_and_the_base_gets_all():
+  x = jnp.broadcast_to(X[0, 0], (500, 2, 4))
+  output, of_base = identity_lora(x, probability=0.3, scale=3.0)
+  grown = np.isclose(output - of_base, 3 / 0.7 * x, atol=1e-5)
   zero = np.isclose(output - of_base, 0, atol=1e-5)
-  assert (doubled ^ zero).all()
-  assert_allclose(doubled.mean(0), 0.5, atol=0.1)  # in every position of an example
+  assert (grown ^ zero).all()
+  assert_allclose(grown.mean(0), 0.7, atol=0.1)  # in every position of an example
 
 
-def test_the_key_decides_and_the_mean_over_keys_drops_nothing():
-  of_key = jax.vmap(lambda key: identity_lora(key=key, probability=0.3)[0])
-  outputs, of_base = of_key(jax.random.split(KEY, 4000)), identity_lora()[1]
-  assert_allclose(outputs.mean(0), of_base + X, atol=0.1)
-  assert (outputs[0] != outputs[1]).any()
-  assert_array_equal(identity_lora()[0], identity_lora()[0])
+def test_the_key_decides():
+  outputs = [identity_lora(key=key)[0] for key in (KEY, KEY, jax.random.key(1))]
+  assert_array_equal(outputs[0], outputs[1])
+  assert (outputs[0] != outputs[2]).any()
 
 
 def of_linen(name, structure):
-  example = MODELS[name]()
+  example = MODELS[name]
   adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
   return adapted, example.variables(), example.inputs, example.kwargs
 
@@ -125,22 +124,20 @@ def test_layers_of_a_stack_draw_on_their_own_and_as_unrolled():
 def test_a_free_structure_drops_the_inputs_of_loras_alone_with_a_key_for_each_path():
   space = glora_jax.SearchSpace(ranks=(4,))
   adapted, variables = ready(nn.Dense(4), X, space=space, heads=None)
-  x = jnp.concatenate([X, X])
   genomes = jnp.array([[0, 3, 0, 0, 0], [0, 3, 0, 0, 0], [2, 2, 1, 2, 2], [1, 1, 0, 0, 0]])
 
   def paths(x, probability):
-    return np.split(
-      np.asarray(dropped(adapted, variables, x, genomes[:, None], KEY, probability)), 4
-    )
+    outputs = dropped(adapted, variables, x, genomes[:, None], KEY, probability)
+    return np.split(np.asarray(outputs), 4)
 
+  x = jnp.concatenate([X[:1]] * 4)
   plain, output = paths(x, None), paths(x, 0.5)
   assert (output[0] != plain[0]).any()
   assert_allclose(output[2:], plain[2:], rtol=1e-5, atol=1e-5)
-  first, second, *_ = paths(jnp.concatenate([X[:1]] * 4), 0.5)
-  assert (first != second).any()
+  assert (output[0] != output[1]).any()
 
 
-def test_training_drops_and_evaluation_does_not():
+def test_each_step_of_a_training_drops_others():
   x = normal(64, 4)
   adapted, variables = ready(nn.Dense(4), x, structure='lora:2', heads=None)
 
@@ -151,28 +148,27 @@ def test_training_drops_and_evaluation_does_not():
     recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup_epochs=0, **options), []
     options = {'key': KEY, 'progress': False, 'steps_per_dispatch': 1}
     options['on_dispatch'] = lambda state, metrics: seen.append(metrics['loss'])
-    return glora_jax.fit(adapted, variables, loss, x, recipe, **options), seen
+    glora_jax.fit(adapted, variables, loss, x, recipe, **options)
+    return seen
 
-  state, dropped = losses(lora_dropout=0.5)
+  dropped = losses(lora_dropout=0.5)
   assert len(set(np.round(dropped, 2))) == 3  # drawn anew in each step
-  assert dropped != losses()[1]
-  kernel, bias = (adapted.fold(state.variables)[name] for name in ('kernel', 'bias'))
-  assert_allclose(adapted.apply(state.variables, x), x @ kernel + bias, rtol=1e-4, atol=1e-4)
+  assert dropped != losses()
 
 
-def test_a_convolution_and_a_kernel_that_is_no_layer_are_refused():
-  images = normal(2, 4, 4, 3)
-  adapted, variables = ready(nn.Conv(4, (2, 2)), images, structure='lora:2', convs=True, heads=None)
-  with pytest.raises(ValueError, match='lora_dropout: Conv is used other than in a product'):
-    Forward(adapted, variables).dropping_inputs(KEY, 0.5)(images)
-
+def test_a_kernel_that_is_used_otherwise_than_in_a_product_is_refused():
   def penalized(params, x):
     return x @ params['w'] + (params['w'] ** 2).sum()
 
-  params = {'w': jnp.eye(4)}
-  adapted = glora_jax.adapt_function(penalized, params, X, structure='lora:2', heads=None)
-  with pytest.raises(ValueError, match='lora_dropout: w is used other than'):
-    Forward(adapted, adapted.init(KEY, params)).dropping_inputs(KEY, 0.5)(X)
+  params, options = {'w': jnp.eye(4)}, {'structure': 'lora:2', 'heads': None}
+  images = normal(2, 4, 4, 3)
+  adapted = glora_jax.adapt_function(penalized, params, X, **options)
+  for name, x, (model, variables) in (
+    ('w', X, (adapted, adapted.init(KEY, params))),
+    ('Conv', images, ready(nn.Conv(4, (2, 2)), images, convs=True, **options)),
+  ):
+    with pytest.raises(ValueError, match=f'lora_dropout: {name} is used other than in a product'):
+      Forward(model, variables).dropping_inputs(KEY, 0.5)(x)
 
 
 def test_each_token_that_selects_an_expert_drops_inputs_of_its_own():

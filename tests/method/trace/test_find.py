@@ -31,7 +31,6 @@ def reasons(found):
 
 
 ONE_KERNEL = {
-  'reshaped': (lambda w, x: x @ w.reshape(D, F), (2, 2, F), 'iio'),
   'experts by take in a loop': (
     lambda w, x: jax.lax.fori_loop(0, E, lambda i, y: y + x @ jnp.take(w, i, axis=1), zeros(5, F)),
     (D, E, F),
@@ -64,6 +63,11 @@ ONE_KERNEL = {
     lambda w, x: jnp.einsum('bd,ndh->bnh', x, jnp.repeat(w, 2, axis=0)),
     (2, D, 3),
     'oio',
+  ),
+  'one expert for each example': (
+    lambda w, x: jax.vmap(lambda x: w[:, x.argmax()] @ x)(x),
+    (F, E, D),
+    'osi',
   ),
   'one expert for all examples, multiplied in parts': (
     lambda w, x: x[:, :2] @ (expert := w[x.sum().astype(int)])[:2] + x[:, 2:] @ expert[2:],
@@ -139,15 +143,13 @@ def test_what_no_layout_expresses_is_named_with_its_reason(name):
 
 
 def test_selected_matrices_without_a_product_of_their_own_are_named_with_what_is_done_to_them():
-  params = {name: zeros(E, D, D) for name in ('added', 'fed', 'branch', 'cut')} | {'w': zeros(D, F)}
+  names = 'added', 'fed', 'branch', 'cut'
+  params = {name: zeros(E, D, D) for name in names} | {'w': zeros(D, F)}
 
   def function(params, x):
-    index = x.sum(1).astype(int)
-    chosen = {name: params[name][index] for name in ('added', 'fed', 'branch', 'cut')}
-    either = jax.lax.cond(x[0, 0] > 0, lambda: chosen['branch'], lambda: x[..., None] * x[:, None])
-    added = either + chosen['added']
-    halves = jnp.split(chosen['cut'], 2, axis=1)
-    return added.sum(), chosen['fed'] @ params['w'], halves[0] @ x[..., None]
+    added, fed, branch, cut = (params[name][x.sum(1).astype(int)] for name in names)
+    either = jax.lax.cond(x[0, 0] > 0, lambda: branch, lambda: x[..., None] * x[:, None])
+    return (either + added).sum(), fed @ params['w'], jnp.split(cut, 2, axis=1)[0] @ x[..., None]
 
   found = found_in(function, params)
   assert layouts(found) == {'w': 'io'}
@@ -233,11 +235,10 @@ def test_layers_of_a_python_loop_are_numbered_as_they_run_and_then_those_that_do
 def test_layers_that_run_from_the_last_to_the_first_are_numbered_so():
   params = {'w': zeros(3, D, D)}
   for function in (
-    lambda params, x: jax.lax.scan(lambda x, w: (x @ w, None), x, params['w'][::-1])[0],
-    lambda params, x: x @ params['w'][::-1][0] @ params['w'][::-1][1] @ params['w'][::-1][2],
-    lambda params, x: x @ params['w'][::-1][:2][0] @ params['w'][::-1][1:][0] @ params['w'][0],
+    lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, w[::-1])[0],
+    lambda w, x: x @ w[::-1][:2][0] @ w[::-1][1:][0] @ w[0],
   ):
-    (site,) = found_in(function, params).sites
+    (site,) = found_in(lambda params, x, call=function: call(params['w'], x), params).sites
     assert site.rows == (2, 1, 0)
 
 
