@@ -46,7 +46,6 @@ class Counted:
     options: further arguments of the function that adapts it.
     blind: rows (a regular expression) whose bias cannot change the output.
     tolerance: largest difference of equal outputs, relative to max|y|.
-    linen: the linen model that a function calls; None if it calls none.
   """
 
   uncovered: tuple[str, ...] = ()
@@ -54,7 +53,6 @@ class Counted:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   blind: str = r'(?!)'
   tolerance: float = 1e-5
-  linen: nn.Module | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,11 @@ import dataclasses
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import FunctionExample, Kernel, attend, beside, registry
-from trees import normal, randomized
+from hand_count import FunctionExample, Kernel, attend, registry
+from trees import normal
 
 BATCH, TIME, WIDTH, HIDDEN, HEADS, CHANNELS, DEPTH, EXPERTS = 2, 3, 6, 10, 2, 4, 3, 4
 
@@ -90,27 +89,6 @@ def dataclasses_called_one_example_at_a_time():
   return of_activations(apply, params, kernels, 2)
 
 
-@example
-def gpt2_kernels():
-  """Kernels [out, in], as Flax's GPT-2 keeps them; one of them makes queries, keys and values."""
-  shapes = {'c_attn': (3 * WIDTH, WIDTH), 'c_proj': (WIDTH, WIDTH)}
-  params = {
-    name: {'kernel': weights(*shape), 'bias': normal(shape[0])} for name, shape in shapes.items()
-  }
-
-  def convolve(layer, x):
-    kernel = jnp.asarray(layer['kernel'].transpose(), jnp.float32)
-    product = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    return product + jnp.asarray(layer['bias'], jnp.float32)
-
-  def apply(params, x):
-    q, k, v = jnp.split(convolve(params['c_attn'], x), 3, axis=-1)
-    return convolve(params['c_proj'], jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v)
-
-  kernels = {f'{name}/kernel': beside('oi', f'{name}/kernel') for name in shapes}
-  return of_activations(apply, params, kernels, 2)
-
-
 # Attention with kernels of three and four axes, and its biases.
 
 
@@ -178,12 +156,12 @@ def block_kernels(axes: str, bias_axes: str):
 
 
 @example
-def scan_of_a_vmap():
+def scan_of_a_vmap_from_the_last_to_the_first():
   def step(x, layers):
     return jax.vmap(block, (0, None))(layers, x).mean(0), None
 
   def apply(params, x):
-    return jax.lax.scan(step, x, params)[0]
+    return jax.lax.scan(step, x, jax.tree.map(lambda stack: stack[::-1], params))[0]
 
   # Branches that all get the same input are outputs of one layer; below they are layers.
   kernels = {**block_kernels('ssio', 'sso'), 'up/w': Kernel('soio', 'up/b', 'soo')}
@@ -242,31 +220,6 @@ def experts_by_ragged_products():
   return FunctionExample(apply, router_and_experts(), inputs, EXPERT_KERNELS, 9)
 
 
-@example
-def experts_by_index():
-  """Kernels [out, in] of the two experts of each token, as transformers' `batched_mm` has them."""
-  params = {
-    'router': weights(WIDTH, EXPERTS),
-    'up': {'w': weights(EXPERTS, HIDDEN, WIDTH), 'b': normal(EXPERTS, HIDDEN)},
-    'down': {'w': weights(EXPERTS, WIDTH, HIDDEN), 'b': normal(EXPERTS, WIDTH)},
-  }
-
-  def apply(params, x):
-    tokens = x.reshape(-1, WIDTH)
-    scores, experts = jax.lax.top_k(jax.nn.softmax(tokens @ params['router']), 2)
-    up, down = (
-      jax.tree.map(lambda stack: stack[experts.reshape(-1)], params[name])
-      for name in ('up', 'down')
-    )
-    columns = jnp.repeat(tokens, 2, axis=0)[..., None]
-    hidden = jax.nn.silu((up['w'] @ columns)[..., 0] + up['b'])
-    results = (down['w'] @ hidden[..., None])[..., 0] + down['b']
-    return (results * scores.reshape(-1, 1)).reshape(*x.shape[:2], 2, WIDTH).sum(2)
-
-  kernels = {f'{name}/w': Kernel('soi', f'{name}/b', 'so') for name in ('up', 'down')}
-  return of_activations(apply, params, {'router': Kernel('io'), **kernels}, 9)
-
-
 # Control flow, and functions with derivatives of their own.
 
 
@@ -321,16 +274,14 @@ def control_flow():
 
 @example
 def convolutions():
-  """Kernels with their outputs last and first, and transposed ones: as it is, and back to front."""
+  """Kernels with their outputs first, and transposed ones: as it is, and back to front."""
   params = {
-    'last': {'w': weights(2, 2, 3, 5), 'b': normal(5)},
     'first': {'w': weights(WIDTH, 5, 1, 2), 'b': normal(WIDTH)},
     'plain': {'w': weights(2, 3, WIDTH, 5), 'b': normal(5)},
     'turned': {'w': weights(2, 3, WIDTH, 5), 'b': normal(WIDTH)},
   }
   convolve, transpose = jax.lax.conv_general_dilated, jax.lax.conv_transpose
   steps = {
-    'last': functools.partial(convolve, dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
     'first': functools.partial(convolve, dimension_numbers=('NHWC', 'OIHW', 'NHWC')),
     'plain': transpose,
     'turned': functools.partial(transpose, transpose_kernel=True),  # as other libraries do it
@@ -341,111 +292,7 @@ def convolutions():
       x = jax.nn.silu(step(x, params[name]['w'], (2, 2), 'VALID') + params[name]['b'])
     return x
 
-  axes = {'last': 'iiio', 'first': 'oiii', 'plain': 'iiio', 'turned': 'iioi'}
+  axes = {'first': 'oiii', 'plain': 'iiio', 'turned': 'iioi'}
   kernels = {f'{name}/w': Kernel(word, f'{name}/b') for name, word in axes.items()}
-  inputs = (normal(BATCH, 6, 6, 3),)
-  return FunctionExample(apply, params, inputs, kernels, 4, options={'convs': True})
-
-
-@example
-def layers_from_the_last_to_the_first():
-  params = {'w': weights(DEPTH, WIDTH, WIDTH), 'b': normal(DEPTH, WIDTH)}
-
-  def layer(x, params):
-    return jax.nn.silu(x @ params['w'] + params['b']), None
-
-  def apply(params, x):
-    return jax.lax.scan(layer, x, jax.tree.map(lambda array: array[::-1], params))[0]
-
-  kernels = {'w': Kernel('sio', 'b')}
-  return FunctionExample(apply, params, (activations(),), kernels, DEPTH)
-
-
-# linen modules with products of their own, which Flax's classes do not give away.
-
-
-class OwnDense(nn.Module):
-  """MaxText's DenseGeneral: a kernel [in..., out...] in a product of its own, cast on the way."""
-
-  features: tuple[int, ...]
-  axes: int = 1
-
-  @nn.compact
-  def __call__(self, x):
-    inputs = x.shape[-self.axes :]
-    kernel = self.param('kernel', nn.initializers.normal(0.4), (*inputs, *self.features))
-    contracted = (range(x.ndim - self.axes, x.ndim), range(self.axes))
-    y = jax.lax.dot_general(
-      x, jnp.asarray(kernel, x.dtype), (tuple(map(tuple, contracted)), ((), ()))
-    )
-    return y + self.param('bias', nn.initializers.normal(), self.features)
-
-
-class OwnLayer(nn.Module):
-  @nn.compact
-  def __call__(self, x, _):
-    q, k, v = (OwnDense((HEADS, CHANNELS), name=name)(x) for name in ('query', 'key', 'value'))
-    x = x + OwnDense((WIDTH,), 2, name='out')(attend(q, k, v, causal=False))
-    return x + OwnDense((WIDTH,), name='wo')(nn.silu(OwnDense((HIDDEN,), name='wi')(x))), None
-
-
-class OwnDecoder(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    layers = nn.scan(
-      nn.remat(OwnLayer, prevent_cse=False),
-      variable_axes={'params': 1},
-      split_rngs={'params': True},
-      length=DEPTH,
-    )
-    return layers(name='layers')(x, None)[0]
-
-
-@example
-def own_modules_scanned_along_axis_1():
-  axes = dict.fromkeys(('query', 'key', 'value'), ('isoo', 'oso'))
-  axes |= {'out': ('isio', 'os'), 'wi': ('iso', 'os'), 'wo': ('iso', 'os')}
-  kernels = {
-    f'layers/{name}/kernel': Kernel(kernel, f'layers/{name}/bias', bias)
-    for name, (kernel, bias) in axes.items()
-  }
-  model = OwnDecoder()
-  shapes = jax.eval_shape(model.init, jax.random.key(0), activations())['params']
-  params = randomized(shapes, scale=0.4)
-
-  def apply(params, x):
-    return model.apply({'params': params}, x)
-
-  counted = {'blind': '/key', 'linen': model}
-  return of_activations(apply, params, kernels, 18, **counted)
-
-
-# What no row can stand for.
-
-
-@example
-def not_linear_layers():
-  """An embedding that is the output layer too, prompts by gather, a product of two parameters."""
-  params = {
-    'embedding': weights(11, WIDTH),
-    'layer': {'kernel': weights(WIDTH, HIDDEN), 'bias': normal(HIDDEN)},
-    'prompts': weights(EXPERTS, CHANNELS, WIDTH),
-    'left': weights(WIDTH, 2),
-    'right': weights(2, WIDTH),
-    'positions': weights(TIME, WIDTH),
-    'unused': weights(WIDTH, 9),
-  }
-
-  def apply(params, tokens):
-    x = params['embedding'][tokens] + params['positions']
-    x = jax.nn.silu(x @ params['layer']['kernel'] + params['layer']['bias'])
-    prompts = params['prompts'][tokens[:, 0] % EXPERTS]
-    x = jnp.concatenate([prompts, x[..., :WIDTH]], axis=1)
-    x = x @ (params['left'] @ params['right'])
-    return x @ params['embedding'].T
-
-  kernels = {'layer/kernel': beside('io', 'layer/kernel')}
-  uncovered = ('embedding', 'prompts', 'left', 'positions', 'right', 'unused')
-  return FunctionExample(
-    apply, params, (jnp.array([[1, 5, 10], [3, 0, 2]]),), kernels, 1, uncovered=uncovered
-  )
+  inputs = (normal(BATCH, 6, 6, 5),)
+  return FunctionExample(apply, params, inputs, kernels, 3, options={'convs': True})

@@ -1,24 +1,23 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
 Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may
-compile every one. To add a model, write it and a function decorated with `example`. Convolutions
-are plain layers in these models.
+compile every one. To add a model, write it and add an `Example`. Convolutions are plain layers in
+these models.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hand_count import Counted, Kernel, Kernels, attend, registry
+from hand_count import Counted, Kernel, Kernels
 from trees import normal
 
-WIDTH, HIDDEN, HEADS, CLASSES, VOCABULARY = 8, 16, 2, 3, 11
+WIDTH, HIDDEN, HEADS, CLASSES = 8, 16, 2, 3
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
 
 
@@ -56,22 +55,6 @@ class Example(Counted):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-EXAMPLES, example = registry()
-
-
-def tokens() -> jax.Array:
-  return jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (2, 5)))
-
-
-# Keys add to every logit of a query alike through their bias, which softmax does not see.
-KEYS = r'(^|/)key(\[|$)'
-FLAX_BLOCK = (
-  *(f'MultiHeadDotProductAttention_0/{name}' for name in ('query', 'key', 'value', 'out')),
-  'MlpBlock_0/Dense_0',
-  'MlpBlock_0/Dense_1',
-)
-
-
 def lifted(lift, *args, axis=0, **options):
   """`nn.scan` or `nn.vmap` with the layers along an axis."""
   return lift(*args, variable_axes={'params': axis}, split_rngs={'params': True}, **options)
@@ -90,88 +73,28 @@ class MlpBlock(nn.Module):
 class ScannedBlock(nn.Module):
   @nn.compact
   def __call__(self, x, deterministic=True):
-    out = {}
     y = nn.LayerNorm()(x)
-    y = out['sa'] = nn.MultiHeadDotProductAttention(
-      HEADS, kernel_init=nn.initializers.xavier_uniform()
-    )(y, y)
-    x = out['+sa'] = x + nn.Dropout(0.1)(y, deterministic)
-    y = out['mlp'] = MlpBlock()(nn.LayerNorm()(x))
-    x = out['+mlp'] = x + nn.Dropout(0.1)(y, deterministic)
-    return x, out
+    attention = nn.MultiHeadDotProductAttention(HEADS, kernel_init=nn.initializers.xavier_uniform())
+    x = x + nn.Dropout(0.1)(attention(y, y), deterministic)
+    y = MlpBlock()(nn.LayerNorm()(x))
+    return x + nn.Dropout(0.1)(y, deterministic), {'mlp': y}
 
 
 class ScannedViT(nn.Module):
   @nn.compact
   def __call__(self, images, *, train=False):
     x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
-    x = x.reshape(len(x), -1, WIDTH)
-    x = x + self.param('pos_embedding', nn.initializers.normal(0.3), (1, x.shape[1], WIDTH))
     x, out = nn.scan(
       nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,)),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=nn.broadcast,
       length=2,
-    )(name='encoderblock')(x, not train)
-    x = nn.LayerNorm(name='encoder_norm')(x)
-    x = out['pooled'] = x.mean(1)
-    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x), out
+    )(name='encoderblock')(x.reshape(len(x), -1, WIDTH), not train)
+    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x.mean(1)), out
 
 
-@example
-def scanned_vit():
-  rows = tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in FLAX_BLOCK)
-  heads = Kernel('Sioo'), Kernel('Sioo'), Kernel('Sioo'), Kernel('Siio')
-  axes = {f'encoderblock/{layer}': kernel for layer, kernel in zip(FLAX_BLOCK, heads, strict=False)}
-  return Example(ScannedViT(), rows, (normal(2, 4, 4, 3),), blind=KEYS, axes=axes)
-
-
-# Decoder-only language model: RMSNorm, grouped-query attention, experts, tied embeddings.
-
-
-class GroupedQueryAttention(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    project = functools.partial(nn.DenseGeneral, use_bias=False)
-    q = project((4, 2), name='q_proj')(x)
-    k = project((2, 2), name='k_proj')(x)
-    v = project((2, 2), name='v_proj')(x)
-    return project(x.shape[-1], axis=(-2, -1), name='o_proj')(attend(q, k, v))
-
-
-class MixtureOfExperts(nn.Module):
-  """A stack of layers by `nn.vmap`, weighted by a router."""
-
-  @nn.compact
-  def __call__(self, x):
-    gates = nn.softmax(nn.Dense(2, name='router')(x))
-    experts = functools.partial(lifted, nn.vmap, out_axes=-2, axis_size=2)
-    hidden = nn.silu(experts(nn.Dense, in_axes=None)(HIDDEN, name='up')(x))
-    return jnp.einsum(
-      'btec,bte->btc', experts(nn.Dense, in_axes=-2)(WIDTH, name='down')(hidden), gates
-    )
-
-
-class Decoder(nn.Module):
-  @nn.compact
-  def __call__(self, tokens):
-    embed = nn.Embed(VOCABULARY, WIDTH, name='embed')
-    x = embed(tokens)
-    x = x + GroupedQueryAttention(name='attention')(nn.RMSNorm()(x))
-    x = x + MixtureOfExperts(name='moe')(nn.RMSNorm()(x))
-    return embed.attend(nn.RMSNorm()(x))
-
-
-@example
-def decoder():
-  axes = {f'attention/{name}_proj': Kernel('iio' if name == 'o' else 'ioo') for name in 'qkvo'}
-  experts = ('router', 'up[0]', 'up[1]', 'down[0]', 'down[1]')
-  rows = (*axes, *(f'moe/{name}' for name in experts))
-  return Example(Decoder(), rows, (tokens(),), axes=axes)
-
-
-# ResNet: batch statistics, convolutions, a squeeze-and-excitation gate, a neck and a head.
+# ResNet: batch statistics, convolutions, a neck and a head.
 
 
 class ResNet(nn.Module):
@@ -179,16 +102,8 @@ class ResNet(nn.Module):
   def __call__(self, images, train=True):
     x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
     x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
-    gate = nn.silu(nn.Dense(WIDTH // 2, name='squeeze')(x.mean((1, 2))))
-    x = nn.silu(x + x * nn.sigmoid(nn.Dense(WIDTH, name='excite')(gate))[:, None, None])
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
-
-
-@example
-def resnet():
-  rows = ('squeeze', 'excite', 'neck')
-  return Example(ResNet(), rows, (normal(2, 6, 6, 3),), kwargs={'train': False})
 
 
 # Wrappers: one way of writing or lifting each, around the same two-layer block.
@@ -233,11 +148,6 @@ class Chain(nn.Module):
 JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one model
 
 
-@example
-def class_level_jit():
-  return Example(Chain(JitBlock), block_rows('block_0', 'block_1'))
-
-
 JitDense = nn.jit(nn.Dense)
 
 
@@ -250,12 +160,6 @@ class LiftedLayers(nn.Module):
     x = nn.silu(nn.remat(nn.Dense)(HIDDEN, name='rematerialized')(x))
     stack = lifted(nn.vmap, nn.DenseGeneral, axis=-1, in_axes=None, out_axes=1, axis_size=2)
     return stack((2, 4), name='stacked')(x)
-
-
-@example
-def lifted_layers():
-  rows = ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]')
-  return Example(LiftedLayers(), rows, axes={'stacked': Kernel('iooS', bias_axes='ooS')})
 
 
 class User(nn.Module):
@@ -280,11 +184,6 @@ class Shared(nn.Module):
     x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
     x = self.table['a'](self.table['b'](x))
     return self.user(nn.silu(x))
-
-
-@example
-def called_twice():
-  return Example(Shared(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a', 'user/own'))
 
 
 class Scanned(nn.Module):
@@ -317,26 +216,10 @@ class Nested(nn.Module):
     return scan(name='steps')(x, None)[0]
 
 
-@example
-def scan_of_vmap():
-  branches = block_rows('steps/branches', stack=(2, 4))
-  rows = ('steps/mix[0]', *branches[:8], 'steps/mix[1]', *branches[8:])
-  axes = {
-    'steps/mix': Kernel('ioS', bias_axes='oS'),
-    'steps/branches': Kernel('sioS', bias_axes='soS'),
-  }
-  return Example(Nested(), rows, axes=axes)
-
-
 class RematScanned(nn.Module):
   @nn.compact
   def __call__(self, x):
     return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
-
-
-@example
-def remat_scan():
-  return Example(RematScanned(), block_rows('blocks', stack=(2, 4)))
 
 
 class FunctionScan(nn.Module):
@@ -353,22 +236,12 @@ class FunctionScan(nn.Module):
     return nn.remat(lambda module, y: module(y))(last, x)
 
 
-@example
-def function_scan():
-  return Example(FunctionScan(), (*block_rows('block', stack=(2,)), 'last'))
-
-
 class Recurrent(nn.Module):
   """Layers that a scan applies to each step with the same parameters."""
 
   @nn.compact
   def __call__(self, x):
     return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
-
-
-@example
-def recurrent():
-  return Example(Recurrent(), ('SimpleCell_0/i', 'SimpleCell_0/h'), (normal(2, 4, WIDTH),))
 
 
 class Branching(nn.Module):
@@ -387,11 +260,6 @@ class Branching(nn.Module):
       )
 
     return choose(~first, choose(first, x))
-
-
-@example
-def cond():
-  return Example(Branching(), ('left', 'right'), (normal(2, WIDTH), jnp.array(False)))
 
 
 class ManyAxes(nn.Module):
@@ -413,15 +281,6 @@ class GroupStep(nn.Module):
   def __call__(self, groups, _):
     y = nn.DenseGeneral((2, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
     return groups + nn.silu(y), None
-
-
-@example
-def dense_general():
-  scanned = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
-  rows = ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *scanned)
-  axes = {'pairs': Kernel('iioo'), 'triple': Kernel('iiioo'), 'grouped': Kernel('Sioo')}
-  axes['scanned'] = Kernel('sSiioo', bias_axes='sSoo')
-  return Example(ManyAxes(), rows, (normal(2, 2, 4),), axes=axes)
 
 
 class BoxedStep(nn.Module):
@@ -448,12 +307,6 @@ class Boxed(nn.Module):
     return scan(name='steps')(x, None)[0]
 
 
-@example
-def with_partitioning():
-  rows = tuple(f'steps/{layer}[{i}]' for i in range(LENGTH) for layer in ('up', 'down'))
-  return Example(Boxed(), rows, axes={'steps': Kernel('iSo', bias_axes='oS')})
-
-
 class TwoTower(nn.Module):
   """Has no __call__: `score` is the whole model, `embed` a part of it."""
 
@@ -465,16 +318,6 @@ class TwoTower(nn.Module):
 
   def score(self, x, y):
     return self.embed(x) @ self.right(y).T
-
-
-@example
-def other_method():
-  return Example(
-    TwoTower(),
-    ('left', 'right'),
-    (normal(2, WIDTH), normal(4, WIDTH, seed=1)),
-    kwargs={'method': 'score'},
-  )
 
 
 class Conditioned(nn.Module):
@@ -490,30 +333,24 @@ class Conditioned(nn.Module):
     )
 
 
-@example
-def keyword_inputs():
-  mask, context = jnp.array([[1, 1, 0], [1, 0, 1]]), {'text': {'tokens': normal(2, 3, HIDDEN)}}
-  kwargs = {'mask': mask, 'context': context, 'strength': 0.5}
-  return Example(
-    Conditioned(), ('project', 'condition', 'last'), (normal(2, 3, WIDTH),), kwargs=kwargs
-  )
-
-
 # Models that do not go through `self.param` for their parameters, or are hardly a model.
 
 
-class TiedAutoencoder(nn.Module):
-  """Decodes with the transposed kernel of the encoder."""
+class ReadingStep(nn.Module):
+  """Decodes with the transposed kernel of the encoder, of which it asks the shape, too."""
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, _):
     encoder = nn.Dense(HIDDEN, name='encoder')
-    return nn.silu(encoder(x)) @ encoder.variables['params']['kernel'].T
+    hidden = nn.silu(encoder(x))
+    kernel = encoder.variables['params']['kernel']
+    return x + hidden @ kernel.reshape(kernel.shape).T, None
 
 
-@example
-def kernel_read_from_variables():
-  return Example(TiedAutoencoder(), ('encoder',))
+class Reading(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return lifted(nn.scan, ReadingStep, length=2)(name='steps')(x, None)[0]
 
 
 class GainDense(nn.Dense):
@@ -524,6 +361,14 @@ class GainDense(nn.Dense):
     return super().__call__(inputs) * self.param('gain', nn.initializers.ones, (self.features,))
 
 
+class Conditional(nn.Dense):
+  """A linear layer with a name of its own for its inputs, and arguments besides."""
+
+  @nn.compact
+  def __call__(self, x, deterministic, mask=None):
+    return super().__call__(x)
+
+
 class Customized(nn.Module):
   @nn.compact
   def __call__(self, x):
@@ -532,9 +377,82 @@ class Customized(nn.Module):
 
     x = nn.silu(nn.Dense(WIDTH, dot_general=halved, name='own_product')(x))
     x = nn.silu(GainDense(HIDDEN, name='subclass')(x))
-    return nn.DenseGeneral(WIDTH, name='by_keyword')(inputs=x)
+    x = nn.silu(nn.DenseGeneral(WIDTH, name='by_keyword')(inputs=x))
+    x = nn.silu(Conditional(WIDTH, name='own_arguments')(x=x, deterministic=True))
+    return Conditional(WIDTH, name='by_position')(x, True, None)
 
 
-@example
-def customized_layers():
-  return Example(Customized(), ('own_product', 'subclass', 'by_keyword'))
+MASK = jnp.array([[1, 1, 0], [1, 0, 1]])
+CONTEXT = {'text': {'tokens': normal(2, 3, HIDDEN)}}
+BRANCHES = block_rows('steps/branches', stack=(2, 4))
+ATTENTION = [f'MultiHeadDotProductAttention_0/{name}' for name in ('query', 'key', 'value', 'out')]
+VIT_BLOCK = (*ATTENTION, 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
+GROUPS = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
+
+EXAMPLES = {
+  'scanned_vit': Example(
+    ScannedViT(),
+    tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in VIT_BLOCK),
+    (normal(2, 4, 4, 3),),
+    # Keys add to every logit of a query alike through their bias, which softmax does not see.
+    blind='/key',
+    axes={
+      f'encoderblock/{layer}': Kernel('Siio' if layer.endswith('out') else 'Sioo')
+      for layer in ATTENTION
+    },
+  ),
+  'resnet': Example(ResNet(), ('neck',), (normal(2, 6, 6, 3),), kwargs={'train': False}),
+  'class_level_jit': Example(Chain(JitBlock), block_rows('block_0', 'block_1')),
+  'lifted_layers': Example(
+    LiftedLayers(),
+    ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]'),
+    axes={'stacked': Kernel('iooS', bias_axes='ooS')},
+  ),
+  'called_twice': Example(
+    Shared(), ('layers_1', 'layers_0', 'table_b/layers_0', 'table_a', 'user/own')
+  ),
+  'scan_of_vmap': Example(
+    Nested(),
+    ('steps/mix[0]', *BRANCHES[:8], 'steps/mix[1]', *BRANCHES[8:]),
+    axes={
+      'steps/mix': Kernel('ioS', bias_axes='oS'),
+      'steps/branches': Kernel('sioS', bias_axes='soS'),
+    },
+  ),
+  'remat_scan': Example(RematScanned(), block_rows('blocks', stack=(2, 4))),
+  'function_scan': Example(FunctionScan(), (*block_rows('block', stack=(2,)), 'last')),
+  'recurrent': Example(Recurrent(), ('SimpleCell_0/i', 'SimpleCell_0/h'), (normal(2, 4, WIDTH),)),
+  'cond': Example(Branching(), ('left', 'right'), (normal(2, WIDTH), jnp.array(False))),
+  'dense_general': Example(
+    ManyAxes(),
+    ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *GROUPS),
+    (normal(2, 2, 4),),
+    axes={
+      'pairs': Kernel('iioo'),
+      'triple': Kernel('iiioo'),
+      'grouped': Kernel('Sioo'),
+      'scanned': Kernel('sSiioo', bias_axes='sSoo'),
+    },
+  ),
+  'with_partitioning': Example(
+    Boxed(),
+    tuple(f'steps/{layer}[{i}]' for i in range(LENGTH) for layer in ('up', 'down')),
+    axes={'steps': Kernel('iSo', bias_axes='oS')},
+  ),
+  'other_method': Example(
+    TwoTower(),
+    ('left', 'right'),
+    (normal(2, WIDTH), normal(4, WIDTH, seed=1)),
+    kwargs={'method': 'score'},
+  ),
+  'keyword_inputs': Example(
+    Conditioned(),
+    ('project', 'condition', 'last'),
+    (normal(2, 3, WIDTH),),
+    kwargs={'mask': MASK, 'context': CONTEXT, 'strength': 0.5},
+  ),
+  'kernel_read_from_variables': Example(Reading(), ('steps/encoder[0]', 'steps/encoder[1]')),
+  'customized_layers': Example(
+    Customized(), ('own_product', 'subclass', 'by_keyword', 'own_arguments', 'by_position')
+  ),
+}

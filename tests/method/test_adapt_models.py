@@ -15,11 +15,9 @@ from glora_jax import SearchSpace
 from glora_jax.method.adapt import adapt
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
-every_model = pytest.mark.parametrize('name', model_zoo.EXAMPLES)
-
 
 class LinenCase(Case):
-  """A linen model with all its collections, whose genomes are computed side by side."""
+  """A linen model with all its collections."""
 
   def __init__(self, example, space=SPACE):
     base = example.variables()
@@ -35,11 +33,6 @@ class LinenCase(Case):
     self.rest = base
     self.variables = {**base, **random_variables(adapted, params, seed=0)}
     self.start = {**base, **self.start}
-    self._many = jax.jit(jax.vmap(self._compute, (None, 0)))
-
-  def compute(self, variables):
-    whole = jax.device_get(self._many(variables, self.genomes))
-    return [jax.tree.map(lambda leaf: leaf[row], whole) for row in range(len(self.genomes))]  # noqa: B023
 
 
 def kernels_of(example, params):
@@ -56,25 +49,17 @@ def kernels_of(example, params):
 
 @functools.cache
 def session(name):
-  return LinenCase(model_zoo.EXAMPLES[name]())
+  return LinenCase(model_zoo.EXAMPLES[name])
 
 
-@every_model
-def test_rows_are_the_linear_layers_in_execution_order(name):
+@pytest.mark.parametrize('name', model_zoo.EXAMPLES)
+def test_a_model_is_found_whole_starts_as_itself_folds_by_the_equation_and_has_gradients(name):
   case = session(name)
   assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
   assert found(case.adapted) == expected(case.kernels)
-
-
-@every_model
-def test_no_matrix_is_left_that_is_used_like_a_linear_layer(name):
-  matrices = session(name).adapted.coverage().uncovered
+  matrices = case.adapted.coverage().uncovered
   assert not [matrix for matrix in matrices if not matrix.reason.startswith(CHOSEN + ORDINARY)]
-
-
-@every_model
-def test_a_model_starts_as_itself_folds_by_the_equation_and_every_support_has_a_gradient(name):
-  session(name).check_results()
+  case.check_results()
 
 
 @pytest.mark.parametrize('name', ['customized_layers', 'lifted_layers', 'called_twice'])

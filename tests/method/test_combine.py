@@ -103,7 +103,6 @@ def test_heads_are_those_of_one_adapter(tmp_path):
 
 REFUSED = [
   ('one or more files', {}, {}),
-  ('rank=0', {'a': 1}, {'rank': 0}),
   ("head='b' is not", {'a': 1}, {'head': 'b'}),
   ('headless', {'a': 1, 'headless': 1}, {'head': 'headless'}),
   (['a and moved', 'base'], {'a': 1, 'moved': 1}, {}),

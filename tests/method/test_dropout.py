@@ -37,29 +37,55 @@ def identity_lora(x=X, probability=0.5, key=KEY, **options):
   return output, x @ variables['params']['kernel'] + variables['params']['bias']
 
 
-def test_each_number_of_each_example_is_dropped_or_doubled_and_the_base_gets_all():
-  output, of_base = identity_lora(jnp.broadcast_to(X[0, 0], (500, 2, 4)))
-  doubled = np.isclose(output - of_base, 2 * X[0, 0], atol=1e-5)
+def test_each_number_of_each_example_is_dropped_or_grows_and_the_base_gets_all():
+  x = jnp.broadcast_to(X[0, 0], (500, 2, 4))
+  output, of_base = identity_lora(x, probability=0.3, scale=3.0)
+  grown = np.isclose(output - of_base, 3 / 0.7 * x, atol=1e-5)
   zero = np.isclose(output - of_base, 0, atol=1e-5)
-  assert (doubled ^ zero).all()
-  assert_allclose(doubled.mean(0), 0.5, atol=0.1)  # in every position of an example
+  assert (grown ^ zero).all()
+  assert_allclose(grown.mean(0), 0.7, atol=0.1)  # in every position of an example
 
 
-def test_the_key_decides_and_the_mean_over_keys_drops_nothing():
-  of_key = jax.vmap(lambda key: identity_lora(key=key, probability=0.3)[0])
-  outputs, of_base = of_key(jax.random.split(KEY, 4000)), identity_lora()[1]
-  assert_allclose(outputs.mean(0), of_base + X, atol=0.1)
-  assert (outputs[0] != outputs[1]).any()
-  assert_array_equal(identity_lora()[0], identity_lora()[0])
+def test_the_key_decides():
+  outputs = [identity_lora(key=key)[0] for key in (KEY, KEY, jax.random.key(1))]
+  assert_array_equal(outputs[0], outputs[1])
+  assert (outputs[0] != outputs[2]).any()
 
 
-def test_a_scale_of_the_space_scales_what_is_left():
-  (scaled, of_base), (plain, _) = identity_lora(scale=3.0), identity_lora()
-  assert_allclose(scaled - of_base, 3 * (plain - of_base), rtol=1e-4, atol=1e-5)
+def of_linen(name, structure):
+  example = MODELS[name]
+  adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
+  return adapted, example.variables(), example.inputs, example.kwargs
 
 
-def assert_drops(adapted, variables, inputs, kwargs):
-  """Nothing is dropped with a probability near 0, and something with 0.5."""
+def of_function(name, structure):
+  example = FUNCTIONS[name]()
+  options = {'structure': structure, **example.options}
+  adapted = glora_jax.adapt_function(example.apply, example.params, *example.inputs, **options)
+  return adapted, {'params': example.params}, example.inputs, {}
+
+
+def of_nnx(structure):
+  model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure=structure)
+  model.eval()
+  return *glora_jax.nnx.as_adapted(model), (normal(2, 6),), {}
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (of_linen, ('scanned_vit', 'lora:2')),
+    (of_linen, ('recurrent', 'full')),  # full merges a LoRA of A
+    (of_linen, ('dense_general', 'full')),
+    (of_function, ('experts_by_einsum', 'dora:2')),
+    (of_function, ('dataclasses_called_one_example_at_a_time', 'full')),
+    (of_nnx, ('lora:2',)),
+  ],
+)
+def test_layers_of_all_kinds_of_models_drop(make, names):
+  """Nothing with a probability near 0, and something with 0.5."""
+  adapted, base, inputs, kwargs = make(*names)
+  variables = {**base, **trained_variables(adapted, base['params'])}
 
   @jax.jit
   def run(variables):
@@ -72,42 +98,6 @@ def assert_drops(adapted, variables, inputs, kwargs):
   assert np.abs(dropped - plain).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-  'name, structure',
-  [
-    ('scanned_vit', 'lora:2'),
-    ('recurrent', 'full'),
-    ('dense_general', 'full'),
-  ],  # full merges a LoRA of A
-)
-def test_layers_of_linen_models_drop(name, structure):
-  example = MODELS[name]()
-  adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
-  variables = example.variables()
-  variables = {**variables, **trained_variables(adapted, variables['params'])}
-  assert_drops(adapted, variables, example.inputs, example.kwargs)
-
-
-@pytest.mark.parametrize(
-  'name, structure', [('experts_by_einsum', 'dora:2'), ('gpt2_kernels', 'full')]
-)
-def test_layers_of_functions_drop(name, structure):
-  example = FUNCTIONS[name]()
-  adapted = glora_jax.adapt_function(
-    example.apply, example.params, *example.inputs, structure=structure, **example.options
-  )
-  variables = trained_variables(adapted, example.params)
-  assert_drops(adapted, variables, example.inputs, example.kwargs)
-
-
-def test_layers_of_an_attached_model_drop():
-  model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure='lora:2')
-  model.eval()
-  adapted, variables = glora_jax.nnx.as_adapted(model)
-  trained = trained_variables(adapted, variables['params'])
-  assert_drops(adapted, {**variables, **trained}, (normal(2, 6),), {})
-
-
 def layer_by_layer(params, x):
   return jnp.stack([x @ params['w'][0], x @ params['w'][1]])
 
@@ -116,37 +106,38 @@ def scanned(params, x):
   return jax.lax.scan(lambda x, w: (x, x @ w), x, params['w'])[1]
 
 
+def identity_stack(function, x):
+  """(A function of two kernels of zeros, adapted; variables with the identity as their LoRAs)."""
+  params, factors = {'w': jnp.zeros((2, 4, 4))}, jnp.stack([jnp.eye(4)] * 2)
+  adapted = glora_jax.adapt_function(function, params, x, structure='lora:4', heads=None)
+  return adapted, {'params': params, 'glora': {'w': {'B_down': factors, 'B_up': factors}}}
+
+
 def test_layers_of_a_stack_draw_on_their_own_and_as_unrolled():
-  outputs = []
-  for function in (layer_by_layer, scanned):
-    params = {'w': jnp.zeros((2, 4, 4))}
-    adapted = glora_jax.adapt_function(function, params, X, structure='lora:4', heads=None)
-    stacked = jnp.stack([jnp.eye(4)] * 2)
-    variables = {'params': params, 'glora': {'w': {'B_down': stacked, 'B_up': stacked}}}
-    outputs.append(dropped(adapted, variables, X))
-  assert_array_equal(*outputs)
-  assert (outputs[0][0] != outputs[0][1]).any()
+  unrolled, stacked = (
+    dropped(*identity_stack(function, X), X) for function in (layer_by_layer, scanned)
+  )
+  assert_array_equal(unrolled, stacked)
+  assert (stacked[0] != stacked[1]).any()
 
 
 def test_a_free_structure_drops_the_inputs_of_loras_alone_with_a_key_for_each_path():
   space = glora_jax.SearchSpace(ranks=(4,))
   adapted, variables = ready(nn.Dense(4), X, space=space, heads=None)
-  x = jnp.concatenate([X, X])
   genomes = jnp.array([[0, 3, 0, 0, 0], [0, 3, 0, 0, 0], [2, 2, 1, 2, 2], [1, 1, 0, 0, 0]])
 
   def paths(x, probability):
-    return np.split(
-      np.asarray(dropped(adapted, variables, x, genomes[:, None], KEY, probability)), 4
-    )
+    outputs = dropped(adapted, variables, x, genomes[:, None], KEY, probability)
+    return np.split(np.asarray(outputs), 4)
 
+  x = jnp.concatenate([X[:1]] * 4)
   plain, output = paths(x, None), paths(x, 0.5)
   assert (output[0] != plain[0]).any()
   assert_allclose(output[2:], plain[2:], rtol=1e-5, atol=1e-5)
-  first, second, *_ = paths(jnp.concatenate([X[:1]] * 4), 0.5)
-  assert (first != second).any()
+  assert (output[0] != output[1]).any()
 
 
-def test_training_drops_and_evaluation_does_not():
+def test_each_step_of_a_training_drops_others():
   x = normal(64, 4)
   adapted, variables = ready(nn.Dense(4), x, structure='lora:2', heads=None)
 
@@ -155,39 +146,29 @@ def test_training_drops_and_evaluation_does_not():
 
   def losses(**options):
     recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup_epochs=0, **options), []
-    state = glora_jax.fit(
-      adapted,
-      variables,
-      loss,
-      x,
-      recipe,
-      key=KEY,
-      progress=False,
-      steps_per_dispatch=1,
-      on_dispatch=lambda state, metrics: seen.append(metrics['loss']),
-    )
-    return state, seen
+    options = {'key': KEY, 'progress': False, 'steps_per_dispatch': 1}
+    options['on_dispatch'] = lambda state, metrics: seen.append(metrics['loss'])
+    glora_jax.fit(adapted, variables, loss, x, recipe, **options)
+    return seen
 
-  state, dropped = losses(lora_dropout=0.5)
+  dropped = losses(lora_dropout=0.5)
   assert len(set(np.round(dropped, 2))) == 3  # drawn anew in each step
-  assert dropped != losses()[1]
-  kernel, bias = (adapted.fold(state.variables)[name] for name in ('kernel', 'bias'))
-  assert_allclose(adapted.apply(state.variables, x), x @ kernel + bias, rtol=1e-4, atol=1e-4)
+  assert dropped != losses()
 
 
-def test_a_convolution_and_a_kernel_that_is_no_layer_are_refused():
-  images = normal(2, 4, 4, 3)
-  adapted, variables = ready(nn.Conv(4, (2, 2)), images, structure='lora:2', convs=True, heads=None)
-  with pytest.raises(ValueError, match='lora_dropout: Conv is used other than in a product'):
-    Forward(adapted, variables).dropping_inputs(KEY, 0.5)(images)
-
+def test_a_kernel_that_is_used_otherwise_than_in_a_product_is_refused():
   def penalized(params, x):
     return x @ params['w'] + (params['w'] ** 2).sum()
 
-  params = {'w': jnp.eye(4)}
-  adapted = glora_jax.adapt_function(penalized, params, X, structure='lora:2', heads=None)
-  with pytest.raises(ValueError, match='lora_dropout: w is used other than'):
-    Forward(adapted, adapted.init(KEY, params)).dropping_inputs(KEY, 0.5)(X)
+  params, options = {'w': jnp.eye(4)}, {'structure': 'lora:2', 'heads': None}
+  images = normal(2, 4, 4, 3)
+  adapted = glora_jax.adapt_function(penalized, params, X, **options)
+  for name, x, (model, variables) in (
+    ('w', X, (adapted, adapted.init(KEY, params))),
+    ('Conv', images, ready(nn.Conv(4, (2, 2)), images, convs=True, **options)),
+  ):
+    with pytest.raises(ValueError, match=f'lora_dropout: {name} is used other than in a product'):
+      Forward(model, variables).dropping_inputs(KEY, 0.5)(x)
 
 
 def test_each_token_that_selects_an_expert_drops_inputs_of_its_own():
@@ -195,11 +176,7 @@ def test_each_token_that_selects_an_expert_drops_inputs_of_its_own():
     experts = jnp.zeros(len(x), int) + (x[:, 0] > 9)
     return jnp.einsum('bi,bio->bo', x, params['w'][experts])
 
-  params, x = {'w': jnp.zeros((2, 4, 4))}, jnp.ones((500, 4))
-  adapted = glora_jax.adapt_function(select, params, x, structure='lora:4', heads=None)
-  factors = {'B_down': jnp.stack([jnp.eye(4)] * 2), 'B_up': jnp.stack([jnp.eye(4)] * 2)}
-  variables = {'params': params, 'glora': {'w': factors}}
-  outputs = dropped(adapted, variables, x)
+  outputs = dropped(*identity_stack(select, x := jnp.ones((500, 4))), x)
   assert set(np.unique(outputs)) == {0, 2}
   assert_allclose(outputs.mean(0), 1, atol=0.2)
 

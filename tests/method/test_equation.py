@@ -44,7 +44,7 @@ def all_forms(ranks):
 
 def as_arrays(golden, dtype):
   """Kernel, bias, supports and inputs of the golden layer."""
-  values = (golden['kernel'], golden['bias'], golden['supports'], golden['x'])
+  values = [golden[name] for name in ('kernel', 'bias', 'supports', 'x')]
   return jax.tree.map(lambda value: jnp.asarray(value, dtype), values)
 
 
@@ -85,7 +85,6 @@ def test_gradients_of_every_support_equal_finite_differences(golden_layer):
     for genome in ([3, 3, 2, 2, 2], [2, 2, 1, 1, 1], [1, 1, 2, 0, 1], [0, 3, 0, 1, 0]):
       of_genome = functools.partial(loss, genome=np.array(genome))
       check_grads(of_genome, (start,), order=1, modes=['rev'])
-      # Others do not take part.
       taking_part = {name for name, slope in jax.grad(of_genome)(start).items() if np.any(slope)}
       assert taking_part == adapter.used_parts(genome, (4,)).keys()
 
@@ -109,15 +108,14 @@ def test_nested_ranks_and_untied_storage_equal_a_plain_reading(fan_in, fan_out, 
 
 @pytest.mark.parametrize('rank', [1, equation.LOW_RANK, equation.LOW_RANK + 1])
 def test_a_product_of_factors_and_its_derivatives_are_a_matrix_product_s(rank):
-  rng = np.random.default_rng(0)
-  factors, changes = ((rng.normal(size=(9, rank)), rng.normal(size=(rank, 7))) for _ in range(2))
-  cotangent = rng.normal(size=(9, 7))
+  shapes = (9, rank), (rank, 7), (9, rank), (rank, 7), (9, 7)
+  *arrays, cotangent = (np.random.default_rng(0).normal(size=shape) for shape in shapes)
+  factors, changes = arrays[:2], arrays[2:]
 
   def everything(product):
-    value, change = jax.jvp(product, factors, changes)
+    slopes = jax.grad(lambda *pair: jnp.sum(product(*pair) ** 2), (0, 1))
     gradients = jax.vjp(product, *factors)[1](cotangent)
-    second = jax.jvp(jax.grad(lambda *pair: jnp.sum(product(*pair) ** 2), (0, 1)), factors, changes)
-    return value, change, gradients, second
+    return jax.jvp(product, factors, changes), gradients, jax.jvp(slopes, factors, changes)
 
   with jax.enable_x64(True):
     jax.tree.map(

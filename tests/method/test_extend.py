@@ -20,24 +20,20 @@ from glora_jax.serve import Pool
 
 V, D = 10, 4
 TOKENS = jnp.array([[1, 2], [9, 1]])
+TABLES = {'embed': 0, 'head': -1}
 
 
-class Tied(nn.Module):
+class Words(nn.Module):
+  """A decoder with a head of its own, or with its table as the head."""
+
   words: int
+  tied: bool = False
 
   @nn.compact
   def __call__(self, tokens):
     embed = nn.Embed(self.words, D, name='embed')
-    return embed.attend(jnp.tanh(nn.Dense(D, name='mlp')(embed(tokens))))
-
-
-class Own(nn.Module):
-  words: int
-
-  @nn.compact
-  def __call__(self, tokens):
-    x = nn.Dense(D, name='mlp')(nn.Embed(self.words, D, name='embed')(tokens))
-    return nn.Dense(self.words, name='head')(jnp.tanh(x))
+    x = jnp.tanh(nn.Dense(D, name='mlp')(embed(tokens)))
+    return embed.attend(x) if self.tied else nn.Dense(self.words, name='head')(x)
 
 
 class Live(nnx.Module):
@@ -50,41 +46,30 @@ class Live(nnx.Module):
     return self.head(jnp.tanh(self.embed(tokens)))
 
 
-def with_linen(model, **tables):
-  params = random_params(model(V), TOKENS)
-  larger = glora_jax.extend(params, tables, [[], [3], [1, 9]], multiple=8)
-  return (model(words).apply({'params': p}, TOKENS) for words, p in ((V, params), (16, larger)))
+STARTS = [[], [3], [1, 9]]
 
 
-def with_function(**tables):
-  def function(params, tokens):
-    return jnp.tanh(params['embed'][tokens]) @ params['head']
-
-  params = {'embed': normal(V, D), 'head': normal(D, V, seed=1)}
-  larger = glora_jax.extend(params, tables, [[], [3], [1, 9]], multiple=8)
-  return function(params, TOKENS), function(larger, TOKENS)
+def extended(params, new=((), (2, 3)), **options):
+  """A tree or model with more words, in its table and in its head if that is another."""
+  tables = {'embed': 0} if isinstance(params, dict) and 'head' not in params else TABLES
+  return glora_jax.extend(params, tables, new, **options)
 
 
-def with_nnx(**tables):
+def with_linen(tied):
+  params = random_params(Words(V, tied), TOKENS)
+  models = (V, params), (16, extended(params, STARTS, multiple=8))
+  return (Words(words, tied).apply({'params': p}, TOKENS) for words, p in models)
+
+
+def with_nnx():
   model, other = Live(V), Live(16)
-  larger = glora_jax.extend(nnx.state(model), tables, [[], [3], [1, 9]], multiple=8)
+  larger = extended(nnx.state(model), STARTS, multiple=8)
   nnx.update(other, larger)
-  assert_trees_equal(
-    nnx.state(glora_jax.extend(model, tables, [[], [3], [1, 9]], multiple=8)), larger
-  )
+  assert_trees_equal(nnx.state(extended(model, STARTS, multiple=8)), larger)
   return model(TOKENS), other(TOKENS)
 
 
-@pytest.mark.parametrize(
-  'logits',
-  [
-    lambda: with_linen(Tied, embed=0),
-    lambda: with_linen(Own, embed=0, head=-1),
-    lambda: with_function(embed=0, head=-1),
-    lambda: with_nnx(embed=0, head=-1),
-  ],
-  ids=['tied', 'own head with bias', 'function', 'nnx'],
-)
+@pytest.mark.parametrize('logits', [lambda: with_linen(True), lambda: with_linen(False), with_nnx])
 def test_old_words_keep_their_logits_and_new_ones_have_the_mean_of_those_they_start_as(logits):
   """Of all words for the first, and for three that make the vocabulary a multiple of 8."""
   old, larger = logits()
@@ -130,17 +115,10 @@ PARAMS = {'embed': normal(V, D), 'head': {'kernel': normal(D, V), 'bias': normal
 BAD = [
   ({'tables': {'emd': 0}}, "'emd' in tables matches none of embed, head/bias"),
   ({'tables': {}}, 'one vocabulary'),
-  ({'tables': 'embed'}, "tables='embed' must be a dictionary"),
   ({'tables': {'embed': 2}}, 'tables.embed=2 must be 0 or -1'),
-  ({'tables': {'(': 0}}, 'not a regular expression'),
   ({'tables': {'embed': 0, 'head': 0}}, ['one vocabulary', "'embed': 10", "'head/kernel': 4"]),
-  ({'new': 0}, 'new=0 must be at least 1'),
   ({'new': 'word'}, "new='word' must be an integer or a list"),
   ({'new': [[V]]}, 'new[0][0]=10 must be at most 9'),
-  ({'new': [[], [-1]]}, 'new[1][0]=-1 must be at least 0'),
-  ({'new': [3]}, 'new[0]=3 must be a tuple'),
-  ({'multiple': 0}, 'multiple=0 must be at least 1'),
-  ({'multiple': 1.5}, 'multiple=1.5 must be an integer or None'),
 ]
 
 
@@ -151,24 +129,24 @@ def test_bad_arguments_are_named_in_one_line(arguments, named):
 
 
 FILES = {
-  'LoRA of the table': (Tied, {'embeddings': True}),
-  'chosen rows': (Tied, {'embeddings': [1, V - 1]}),
-  'table in full': (Tied, {'heads': 'embed'}),
-  'head in full': (Own, {}),
-  'LoRA of the head': (Own, {'heads': None}),
-  'LoRA elsewhere, own head': (Own, {'heads': None, 'select': 'mlp'}),
-  'LoRA elsewhere, tied head': (Tied, {}),
+  'LoRA of the table': (True, {'embeddings': True}),
+  'chosen rows': (True, {'embeddings': [1, V - 1]}),
+  'table in full': (True, {'heads': 'embed'}),
+  'head in full': (False, {}),
+  'LoRA of the head': (False, {'heads': None}),
+  'LoRA elsewhere, own head': (False, {'heads': None, 'select': 'mlp'}),
+  'LoRA elsewhere, tied head': (True, {}),
 }
 
 
-@pytest.mark.parametrize('model, options', FILES.values(), ids=FILES)
+@pytest.mark.parametrize('tied, options', FILES.values(), ids=FILES)
 def test_an_adapter_of_a_larger_vocabulary_says_that_the_base_is_to_be_extended(
-  tmp_path, model, options
+  tmp_path, tied, options
 ):
-  path, params = tmp_path / 'a.safetensors', random_params(model(V), TOKENS)
+  path, params = tmp_path / 'a.safetensors', random_params(Words(V, tied), TOKENS)
   larger = extended(params)
   options = {'structure': 'lora:1', **options}
-  here, there = (glora_jax.adapt(model(words), TOKENS, **options) for words in (V, V + 2))
+  here, there = (glora_jax.adapt(Words(words, tied), TOKENS, **options) for words in (V, V + 2))
   variables = random_variables(there, larger)
   glora_jax.save_adapter(path, there, variables)
   advice = 'if words were added there, extend the base first: glora_jax.extend'
@@ -181,14 +159,9 @@ def test_an_adapter_of_a_larger_vocabulary_says_that_the_base_is_to_be_extended(
 @pytest.mark.parametrize('options', [{'embeddings': True}, {}, {'heads': None}], ids=str)
 def test_an_adapter_of_peft_says_so_too_if_it_has_numbers_for_each_word(tmp_path, options):
   names = {'mlp': 'mlp', 'embed/embedding': 'embed', 'head': 'head'}
-  params = random_params(Own(V), TOKENS)
+  params = random_params(Words(V), TOKENS)
   options = {'structure': 'lora:1', **options}
-  here, there = (glora_jax.adapt(Own(words), TOKENS, **options) for words in (V, V + 2))
+  here, there = (glora_jax.adapt(Words(words), TOKENS, **options) for words in (V, V + 2))
   glora_jax.peft.save_peft(tmp_path, there, random_variables(there, extended(params)), names)
   advice = 'extend the base first: glora_jax.extend'
   assert_refused(advice, glora_jax.peft.load_peft, tmp_path, here, params, names)
-
-
-def extended(params):
-  tables = {'embed': 0, 'head': -1} if 'head' in params else {'embed': 0}
-  return glora_jax.extend(params, tables, [[], [2, 3]])

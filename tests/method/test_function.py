@@ -37,13 +37,12 @@ def test_a_function_has_its_heads_trained_and_is_written_and_read(name, tmp_path
 
 
 def activated(layers, x):
-  (layer,) = layers.values() if isinstance(layers, dict) else layers
+  (layer,) = layers
   return layer['activation'](x @ layer['w']) * (1 + layer['eps'])
 
 
-@pytest.mark.parametrize('wrap', [lambda layer: {'layer': layer}, lambda layer: [layer]])
-def test_an_adapter_goes_onto_params_in_which_something_is_no_array(wrap, tmp_path):
-  params = wrap({'activation': jnp.tanh, 'eps': 1e-2, 'w': W1})
+def test_an_adapter_goes_onto_params_in_which_something_is_no_array(tmp_path):
+  params = [{'activation': jnp.tanh, 'eps': 1e-2, 'w': W1}]
   adapted = glora_jax.adapt_function(activated, params, X, structure='lora')
   variables, path = adapted.init(jax.random.key(0), params), tmp_path / 'adapter'
   variables['glora'] = randomized(variables['glora'])
@@ -65,28 +64,17 @@ def test_a_kernel_beside_other_kernels_is_named_by_itself():
 
 @pytest.mark.parametrize('wrong', [KeyError('z'), OSError(2, 'gone')], ids=repr)
 def test_what_a_model_raises_is_raised_as_it_is_with_a_note_on_its_inputs(wrong):
-  def function(params, x):
+  def fail(x):
     raise wrong
 
-  class Model(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      raise wrong
-
-  class Live(nnx.Module):
-    def __init__(self):
-      self.linear = nnx.Linear(D, 3, rngs=nnx.Rngs(0))
-
-    def __call__(self, x):
-      raise wrong
-
+  live = nnx.Sequential(nnx.Linear(D, 3, rngs=nnx.Rngs(0)), fail)
   for adapt in (
-    lambda: glora_jax.adapt_function(function, {'w': W1}, X),
-    lambda: glora_jax.adapt(Model(), X),
-    lambda: glora_jax.nnx.attach(Live(), X),
+    lambda: glora_jax.adapt_function(lambda params, x: fail(x), {'w': W1}, X),
+    lambda: glora_jax.adapt(nn.Sequential([nn.Dense(3), fail]), X),
+    lambda: glora_jax.nnx.attach(live, X),
   ):
     with pytest.raises(type(wrong)) as caught:
       adapt()
     assert caught.value is wrong
-    assert caught.traceback[-1].name in ('function', '__call__')
+    assert caught.traceback[-1].name == 'fail'
     assert 'does not run on the sample inputs (float32[5, 4])' in wrong.__notes__.pop()

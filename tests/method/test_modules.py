@@ -1,4 +1,4 @@
-"""The linear layers that a linen model's modules tell are those that its trace shows."""
+"""Linen models whose parameters are not only used by their layers, or by none."""
 
 from collections.abc import Callable
 
@@ -7,57 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from comparing import assert_folds, assert_trees_close, random_params, random_variables
-from model_zoo import EXAMPLES
 
 import glora_jax
 from glora_jax.method.modules import discover
-from glora_jax.method.trace.find import find
-
-# What the trace sees otherwise than the modules, and on purpose: `nn.vmap` over layers with one
-# input is one product with more outputs, and a kernel that is used transposed too is no row.
-SPLIT = {
-  'decoder': {'moe/up': 0},
-  'lifted_layers': {'stacked': 3},
-  'scan_of_vmap': {'branches/fc1': 0},
-}
-TRANSPOSED_TOO = {'kernel_read_from_variables': 'encoder/kernel'}
 
 INPUTS = jnp.linspace(-1, 1, 8).reshape(2, 4)
-
-
-@pytest.mark.parametrize('name', EXAMPLES)
-def test_the_trace_finds_what_the_modules_tell(name):
-  example = EXAMPLES[name]()
-  params, announced = discover(example.model, example.inputs, example.kwargs, convs=True)
-  others = {key: value for key, value in example.variables().items() if key != 'params'}
-
-  def function(params, others, *inputs, **kwargs):
-    variables = {'params': params, **others}
-    rngs = {'params': jax.random.key(0)}
-    return example.model.apply(
-      variables, *inputs, rngs=rngs, mutable=nn.DenyList('params'), **kwargs
-    )
-
-  found = find(
-    function,
-    params,
-    (others, *example.inputs),
-    example.kwargs,
-    convs=True,
-    split=SPLIT.get(name, {}),
-  )
-  hidden = set(map('/'.join, found.uncovered))
-  expected = {site_key(site) for site in announced.sites}
-  if name in TRANSPOSED_TOO:
-    assert TRANSPOSED_TOO[name] in hidden
-    expected = {key for key in expected if '/'.join(key[0]) != TRANSPOSED_TOO[name]}
-  assert {site_key(site) for site in found.sites} == expected
-
-
-def site_key(site):
-  layout = site.layout
-  axes = (frozenset(layout.stack), frozenset(layout.inputs), frozenset(layout.outputs))
-  return site.kernel_path, site.bias_path, *axes, frozenset(layout.bias_stack)
 
 
 def test_no_array_of_the_trace_outlives_it():
@@ -90,27 +44,6 @@ def in_16_bits(kernel):
   return kernel.astype(jnp.bfloat16)
 
 
-class Conditional(nn.Dense):
-  """A linear layer with a name of its own for its inputs, and arguments besides."""
-
-  @nn.compact
-  def __call__(self, x, deterministic, mask=None):
-    return super().__call__(x)
-
-
-class Conditionals(nn.Module):
-  @nn.compact
-  def __call__(self, inputs):
-    hidden = Conditional(4, name='first')(x=inputs, deterministic=True)
-    return Conditional(4, name='second')(hidden, True, None)
-
-
-def test_a_derived_layer_may_be_called_with_arguments_of_its_own():
-  adapted = glora_jax.adapt(Conditionals(), INPUTS, heads=None)
-  assert [layer.name for layer in adapted.spec] == ['first', 'second']
-  assert_folded(adapted)
-
-
 class Normalized(nn.Module):
   """A layer whose kernel a module of Flax's normalizes, by its path, and a plain one."""
 
@@ -120,38 +53,39 @@ class Normalized(nn.Module):
     return nn.Dense(3, name='second')(nn.tanh(hidden))
 
 
-def test_a_model_that_looks_at_the_tree_of_its_parameters_is_adapted_by_their_use():
-  adapted = glora_jax.adapt(Normalized(), INPUTS)
-  assert [layer.name for layer in adapted.spec] == ['second']
-  assert [matrix.name for matrix in adapted.coverage().uncovered] == ['first/kernel']
-  assert_folded(adapted)
-
-
-class Reading(nn.Module):
-  """A layer of a scan whose kernel the model also reads, and asks for its shape."""
+class OwnDense(nn.Module):
+  """A layer with a product of its own, as MaxText's are, of which a scan has two."""
 
   @nn.compact
   def __call__(self, inputs, _):
-    outputs = nn.Dense(4, name='dense')(inputs)
-    kernel = self.variables['params']['dense']['kernel']
-    return outputs + inputs @ kernel.reshape(kernel.shape), None
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (4, 4))
+    return nn.tanh(inputs @ kernel.astype(inputs.dtype)), None
 
 
-class ScannedReading(nn.Module):
+class Own(nn.Module):
   @nn.compact
   def __call__(self, inputs):
-    scan = nn.scan(Reading, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)
+    scan = nn.scan(OwnDense, variable_axes={'params': 1}, split_rngs={'params': True}, length=2)
     return scan(name='layers')(inputs, None)[0]
 
 
-CHANGES = (jnp.tril, jnp.transpose, in_16_bits)
+@pytest.mark.parametrize(
+  'model, rows, uncovered',
+  [(Normalized(), ['second'], ['first/kernel']), (Own(), ['layers[0]', 'layers[1]'], [])],
+)
+def test_a_model_without_layers_or_that_looks_at_its_parameters_is_adapted_by_their_use(
+  model, rows, uncovered
+):
+  adapted = glora_jax.adapt(model, INPUTS, heads=None)
+  assert [layer.name for layer in adapted.spec] == rows
+  assert [matrix.name for matrix in adapted.coverage().uncovered] == uncovered
+  assert_folded(adapted)
 
 
-@pytest.mark.parametrize('model', [*map(Mapped, CHANGES), ScannedReading()], ids=repr)
-def test_what_else_is_made_of_a_kernel_is_made_of_the_merged_one(model):
-  is_rounded = getattr(model, 'change', None) is in_16_bits
-  adapted = glora_jax.adapt(model, INPUTS)
-  assert_folded(adapted, 2**-6 if is_rounded else 1e-5)
+@pytest.mark.parametrize('change', [jnp.tril, jnp.transpose, in_16_bits])
+def test_what_else_is_made_of_a_kernel_is_made_of_the_merged_one(change):
+  adapted = glora_jax.adapt(Mapped(change), INPUTS)
+  assert_folded(adapted, 2**-6 if change is in_16_bits else 1e-5)
 
 
 class Clipped(nn.Module):

@@ -54,31 +54,29 @@ def test_storage_is_cut_to_the_largest_rank_of_each_tensor():
   assert frozen['glora']['head']['B_down'].shape == (6, 1)
 
 
-def check(adapted, variables, genome, inputs=X):
-  """Cut storage holds less, is not cut again, and applied, fixed and folded it is the same."""
+def boxed_in_a_scan():
+  example = model_zoo.EXAMPLES['with_partitioning']
+  adapted = adapt(example.model, *example.inputs, space=SPACE)
+  return *example.inputs, adapted, random_variables(adapted, example.variables()['params'])
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    boxed_in_a_scan,
+    lambda: (X, *mlp(SearchSpace((1, 2, 4), shared=False))),
+    lambda: (X, *mlp(SearchSpace.distinct((1, 2, 4)))),
+  ],
+)
+def test_cut_storage_holds_less_is_not_cut_again_and_is_the_same_subnet(make):
+  inputs, adapted, variables = make()
+  [genome] = genomes_of(adapted.spec, 1)
   subnet = adapted.fix(genome)
   narrow = rejoined(subnet, variables)
   assert shapes(narrow['glora']) != shapes(variables['glora'])
   jax.tree.map(assert_array_equal, rejoined(subnet, narrow), narrow)
   assert_folds(subnet, narrow, inputs)
   assert_trees_close(jax.jit(subnet.fold)(narrow), jax.jit(subnet.fold)(variables), 1e-2)
-
-
-def test_cut_storage_is_the_same_subnet_in_boxes_and_a_scan():
-  example = model_zoo.EXAMPLES['with_partitioning']()
-  adapted = adapt(example.model, *example.inputs, space=SPACE)
-  variables = random_variables(adapted, example.variables()['params'])
-  [genome] = genomes_of(adapted.spec, 1)
-  check(adapted, variables, genome, *example.inputs)
-
-
-@pytest.mark.parametrize(
-  'space', [SearchSpace((1, 2, 4), shared=False), SearchSpace.distinct((1, 2, 4))]
-)
-def test_cut_storage_is_the_same_subnet_in_every_space(space):
-  adapted, variables = mlp(space)
-  for genome in genomes_of(adapted.spec, 2):
-    check(adapted, variables, genome)
 
 
 def test_a_subnet_with_a_higher_rank_is_refused_in_cut_storage(tmp_path):

@@ -99,11 +99,8 @@ with pytest.raises(ValueError, match=r'mesh.fsdp=3 does not divide the 8 devices
 
 # Where arrays lie.
 sharded = sharding.shard_arrays(MESH, frozen, min_bytes=MIN_BYTES)
-large = [leaf for leaf in jax.tree.leaves(sharded) if leaf.nbytes >= MIN_BYTES]
-assert bytes_per_device(large) * 8 == sum(leaf.nbytes for leaf in large)
 total = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
 assert total / 8 <= bytes_per_device(sharded) < total / 7, (bytes_per_device(sharded), total)
-assert bytes_per_device(meshes.replicate(MESH, frozen)) == total
 jax.tree.map(assert_array_equal, jax.tree.map(on_host, sharded), frozen)
 
 # Training, where nothing is drawn but structures: eight devices do what one does.
@@ -174,24 +171,15 @@ meshes.is_on_tpus = is_on_tpus
 
 
 # A linear probe.
-def negated(images, key):
-  return -images
-
-
 def probe(adapted, variables, data=(images, labels), mesh=None):
   options = {'key': jax.random.key(4), 'progress': False, 'mesh': mesh}
-  loss = classification(negated)
-  found = glora_jax.linear_probe(adapted, variables, loss, data, RECIPE, **options)
+  found = glora_jax.linear_probe(adapted, variables, classification(), data, RECIPE, **options)
   return found['params']['head']
 
 
-head_of_one_device = probe(adapted, variables)
-for head in (
-  probe(adapted, variables, mesh=MESH),
-  probe(gathering, on_fsdp, Stream(), FSDP),
-):
-  jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, head_of_one_device)
-  assert_replicated(head)
+head = probe(gathering, on_fsdp, Stream(), FSDP)
+jax.tree.map(functools.partial(assert_allclose, atol=1e-5), head, probe(adapted, variables))
+assert_replicated(head)
 
 # Scoring.
 genomes = random_genomes(np.random.default_rng(0), adapted.spec, 3)

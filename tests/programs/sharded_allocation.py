@@ -8,23 +8,17 @@ import glora_jax
 from glora_jax import mesh as meshes
 
 
-def regrouped(batches):
-  """The same images in batches of eight."""
-  pairs = zip(batches[::2], batches[1::2], strict=True)
-  return [jax.tree.map(lambda *parts: np.concatenate(parts), *pair) for pair in pairs]
-
-
-def check(is_sharded=False):
+def check(is_sharded):
   adapted, variables, batches = scanned()
+  pairs = zip(batches[::2], batches[1::2], strict=True)
+  batches = [jax.tree.map(lambda *parts: np.concatenate(parts), *pair) for pair in pairs]
   options = {'budget': 150, 'key': KEY, 'max_rank': 2, 'progress': False}
-  arguments = adapted, variables, loss, regrouped(batches)
-  alone = glora_jax.allocate(*arguments, **options)
+  alone = glora_jax.allocate(adapted, variables, loss, batches, **options)
   mesh = meshes.make_mesh(jax.devices(), fsdp=4 if is_sharded else None)
   assert mesh.size == 8
   if is_sharded:
     adapted, variables = glora_jax.shard(adapted, variables, mesh, min_bytes=64)
-    arguments = adapted, variables, *arguments[2:]
-  together = glora_jax.allocate(*arguments, **options, mesh=mesh)
+  together = glora_jax.allocate(adapted, variables, loss, batches, **options, mesh=mesh)
   for found, expected in zip(together.scores, alone.scores, strict=True):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
   np.testing.assert_array_equal(together.genome, alone.genome)
@@ -32,5 +26,5 @@ def check(is_sharded=False):
     assert leaf.sharding.device_set == set(mesh.devices.flat)
 
 
-check()
-check(is_sharded=True)
+for is_sharded in (False, True):
+  check(is_sharded)

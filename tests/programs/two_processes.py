@@ -76,19 +76,9 @@ def train(state=None):
   """All states, and how many points were read for them."""
   stream, states = Stream(), []
   recipe = Recipe(epochs=3, batch_size=6, learning_rate=0.1, warmup_epochs=0)
-  minimize(
-    loss_fn,
-    jnp.ones(3),
-    {},
-    stream,
-    recipe,
-    jax.random.key(0),
-    state=state,
-    steps_per_dispatch=2,
-    on_dispatch=lambda state, _: states.append(jax.tree.map(on_host, state)),
-    progress=False,
-    mesh=mesh,
-  )
+  options = {'state': state, 'steps_per_dispatch': 2, 'progress': False, 'mesh': mesh}
+  options['on_dispatch'] = lambda state, _: states.append(jax.tree.map(on_host, state))
+  minimize(loss_fn, jnp.ones(3), {}, stream, recipe, jax.random.key(0), **options)
   return states, stream.read
 
 

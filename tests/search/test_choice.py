@@ -22,19 +22,21 @@ SPEC = spec_of((4, 8), (8, 4), (4, 4))
 
 
 def random_scores(seed, spec=SPEC, positive=False):
-  """Every unit's score per parameter is drawn uniformly; those of a LoRA's ranks fall."""
+  """Every unit's score per parameter is one of few, often equal; those of a LoRA's ranks fall."""
   rng = np.random.default_rng(seed)
 
   def draw(cost):
-    drawn = rng.random(cost.shape)
+    drawn = rng.integers(1 if positive else -4, 9, cost.shape) / 8  # so that sums are exact
     return cost * (-np.sort(-drawn) if cost.ndim == 2 else drawn)
 
-  found = map(draw, choice.unit_costs(spec, RANKS))
-  return UnitScores(*(part - (0 if positive else 0.3) * part.mean() for part in found))
+  return UnitScores(*map(draw, choice.unit_costs(spec, RANKS)))
 
 
 def slow_greedy(spec, scores, budget, cap):
-  """Greedy purchases by going through whole genomes that differ in one row's tensor."""
+  """Greedy purchases by going through whole genomes that differ in one row's tensor.
+
+  Of equally good ones the first is bought.
+  """
   genome = np.zeros((len(spec), 5), np.int8)
   while True:
     best = None
@@ -42,7 +44,7 @@ def slow_greedy(spec, scores, budget, cap):
       cost = count_params(spec, candidate) - count_params(spec, genome)
       gain = slow_score(spec, scores, candidate) - slow_score(spec, scores, genome)
       fits = cost > 0 and gain > 0 and count_params(spec, candidate) <= budget
-      if fits and (best is None or gain / cost > best[0] + 1e-12):
+      if fits and (best is None or gain / cost > best[0]):
         best = gain / cost, candidate
     if best is None:
       return genome
@@ -71,7 +73,7 @@ def slow_score(spec, scores, genome):
   return total
 
 
-@pytest.mark.parametrize('seed, budget', list(itertools.product(range(3), (4, 23, 60, 500))))
+@pytest.mark.parametrize('seed, budget', itertools.product(range(8), (4, 23, 60, 500)))
 def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   scores = random_scores(seed)
   found = choice.choose(SPEC, scores, budget, floor=False)
@@ -80,35 +82,6 @@ def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
   has = choice.chosen_units(SPEC, found, RANKS)
   total = sum(np.sum(part * mask) for part, mask in zip(scores, has, strict=True))
   assert_allclose(total, slow_score(SPEC, scores, found))
-
-
-def slow_purchases(options, chosen, remaining):
-  """Every option is looked at for each purchase, and of equal ones the first is bought."""
-  decisions = np.array([option.decision for option in options])
-  gains = np.array([option.score - chosen[option.decision].score for option in options])
-  costs = np.array([option.cost - chosen[option.decision].cost for option in options])
-  while (fits := (gains > 0) & (costs > 0) & (costs <= remaining)).any():
-    best = np.where(fits, gains / np.where(fits, costs, 1), -np.inf).argmax()
-    cost, gain = costs[best], gains[best]
-    yield options[best]._replace(cost=cost, score=gain)
-    remaining -= cost
-    gains[decisions == decisions[best]] -= gain
-    costs[decisions == decisions[best]] -= cost
-
-
-@pytest.mark.parametrize('seed', range(20))
-def test_purchases_are_those_of_a_slow_loop_with_equal_options_in_their_order(seed):
-  rng = np.random.default_rng(seed)
-  options = [
-    choice.Option(row, {column: code}, int(rng.integers(1, 9)), 0.1 * rng.integers(-2, 9))
-    for row, column, code in itertools.product(range(6), range(3), range(5))
-  ]
-  for remaining in (10, 40, np.inf):
-    found, expected = (
-      list(buy(options, choice.cheapest(options), remaining))
-      for buy in (choice.purchases, slow_purchases)
-    )
-    assert found == expected
 
 
 def test_the_floor_comes_first_where_the_budget_is_ample():

@@ -34,20 +34,16 @@ def pretend(monkeypatch, platform):
 
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize(
-  'model, chunk, block',
-  [('mlp', 3, 8), ('mlp', 4, 256), ('transformer', 7, 8)],
+  'model, chunk, block, wide',
+  [('mlp', 3, 8, True), ('mlp', 4, 256, False), ('transformer', 7, 8, False)],
 )
-def test_scores_are_those_of_the_folded_models(model, platform, chunk, block, monkeypatch):
+def test_scores_are_those_of_the_folded_models(model, platform, chunk, block, wide, monkeypatch):
+  """Also where JAX counts in 64 bits."""
   pretend(monkeypatch, platform)  # folded once a candidate, or merged in every pass
-  found = score(problem(model), chunk=chunk, block=block)
-  assert_same_scores(found, reference_scores(model))
-
-
-def test_where_jax_counts_in_64_bits_scores_are_the_same(monkeypatch):
-  pretend(monkeypatch, 'tpu')
-  with jax.enable_x64(True):
-    found = score(problem('mlp'), chunk=3, block=8)
-  assert_same_scores(found, reference_scores('mlp'))
+  given, expected = problem(model), reference_scores(model)
+  with jax.enable_x64(wide):
+    found = score(given, chunk=chunk, block=block)
+  assert_same_scores(found, expected)
   assert (found.correct.dtype, found.loss.dtype) == (jnp.int32, jnp.float32)
 
 

@@ -49,10 +49,10 @@ def without_gradient(forward, batch, key):
   return jnp.sqrt(jnp.square(logits - jax.lax.stop_gradient(logits)).sum())  # 0, whatever x is
 
 
-def allocating_label(label):
-  """`allocate` with an iterator, in whose second batch a label is changed."""
+def allocating_label():
+  """`allocate` with an iterator, in whose second batch a label is no class."""
   first, (images, labels), *others = mixed()[2]
-  batches = iter([first, (images, labels.at[1].set(label)), *others])
+  batches = iter([first, (images, labels.at[1].set(9)), *others])
   return allocating(loss=glora_jax.classification(), batches=batches)
 
 
@@ -75,9 +75,7 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
   'named, call',
   [
     ('99', lambda: scored({'genomes': np.full((7, 2, 5), 99)})),
-    ('(2, 5)', lambda: scored({'genomes': np.zeros((2, 5), int)})),
     ('label 7 of example 0', lambda: scored({'labels': np.full(23, 7)})),
-    ('True for one at least', lambda: scored_by(classes=np.zeros(4, bool))),
     ('3 values', lambda: scored_by(classes=np.ones(3, bool))),
     ('axes data', lambda: scored(mesh=jax.make_mesh((1,), ('data',)))),
     # Every image would get the answer of the first.
@@ -86,7 +84,6 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('[23, 4]', lambda: scored(loss=lambda forward, batch, key: forward(batch[0]))),
     ("metric 'accuracy'", lambda: evolved(lambda genomes: (None, np.ones(20)))),
     ('prior=3', lambda: allocating(prior=lambda: 3)),
-    ("prior='vit.json'", lambda: allocating(prior='vit.json')),
     ('99 x', lambda: allocating(prior=with_a_wider_layer())),
     ('finite', lambda: allocating(prior=Transfer(mixed()[0].spec, SCORES))),
     ('One batch', lambda: allocating(prior=allocating(), batches=mixed()[2][:1])),
@@ -101,15 +98,11 @@ NO_FORM = glora_jax.SearchSpace(A='none', B=('none', 'constant'), C='none', E='n
     ('mutations=40', lambda: Evolution(mutations=40)),
     ("'glora'", lambda: allocating(variables={'params': {}, 'glora': {}})),
     ('no batches', lambda: allocating(batches=iter([]))),
-    ('batches must be an Iterable', lambda: allocating(batches=lambda: mixed()[2])),
-    ('data set (ArrayImpl)', lambda: allocating(batches=mixed()[2][0][0])),
     ('data set (tuple), but allocate', lambda: allocating(batches=mixed()[2][0])),
     ('differ in their number of axes', lambda: allocating(batches=[*mixed()[2][0]])),
     ('budget=2 is too small', lambda: allocating(budget=2)),
-    ('[4, 4]', lambda: allocating(loss=lambda forward, batch, key: forward(batch[0]))),
     ('batch 0', lambda: allocating(loss=without_gradient)),
-    ('label 9 of example 1', lambda: allocating_label(9)),
-    ('label -1 of example 1', lambda: allocating_label(-1)),
+    ('label 9 of example 1', allocating_label),
     ('at most 0', lambda: search()[0].best(spec=SPEC, budget=0)),
     ('none of the forms', lambda: choice.choose(spec_of((4, 8), space=NO_FORM), SCORES, 100)),
   ],

@@ -27,23 +27,19 @@ problem = functools.partial(tiny.problem, drop=0.0)
 
 def test_logits_that_are_not_finite_are_no_right_answers():
   logits = jnp.array([[0.0, 1.0], [jnp.nan, 0.0], [jnp.inf, 0.0], [0.0, -jnp.inf]])
-  for targets in (jnp.array([1, 0, 0, 0]), jax.nn.one_hot(jnp.array([1, 0, 0, 0]), 2)):
-    _, metrics = cross_entropy(logits[:3], targets[:3])
-    assert_allclose(metrics['accuracy'], 1 / 3)
-  _, metrics = cross_entropy(logits, jnp.array([1, 0, 0, 0]))
-  assert metrics['accuracy'] == 0.5  # a class that is no answer is -inf
+  labels = jnp.array([1, 0, 0, 0])
+  for targets in (labels[:3], jax.nn.one_hot(labels[:3], 2)):
+    assert_allclose(cross_entropy(logits[:3], targets)[1]['accuracy'], 1 / 3)
+  # A class that is no answer is -inf.
+  assert cross_entropy(logits, labels)[1]['accuracy'] == 0.5
 
 
-def loss_at(trainable, images, labels, genomes, **options):
+@functools.partial(jax.jit, static_argnames=('consistency', 'component_dropout'))
+def compiled_loss(trainable, genomes, **options):
   """A supernet's loss for genomes that are given."""
   loss = classification(train=True, **options)
   loss_fn = step_loss(problem().adapted, loss, lambda key: genomes)
-  _, frozen = problem().split()
-  loss, _ = loss_fn(trainable, frozen, (images, labels), KEY)
-  return loss
-
-
-compiled_loss = jax.jit(loss_at, static_argnames=('consistency', 'component_dropout'))
+  return loss_fn(trainable, problem().split()[1], problem().data, KEY)[0]
 
 
 def test_one_loss_checks_the_labels_of_each_model_by_its_own_classes():
@@ -117,13 +113,11 @@ def test_noise_is_a_factor_for_each_output_that_all_supports_of_a_layer_share():
 
 
 def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
-  adapted, _, images, labels = problem()
-  trainable, _ = problem().split()
-  genome = presets.preset(adapted.spec, 'full')
+  genome = presets.preset(problem().adapted.spec, 'full')
 
   def loss(**fields):
     consistency = Consistency(**fields)
-    return float(compiled_loss(trainable, images, labels, genome, consistency=consistency))
+    return float(compiled_loss(problem().split()[0], genome, consistency=consistency))
 
   # Without noise there is no difference.
   assert_allclose(loss(weight=3.0, sigma=0.0), loss(), rtol=1e-5)
@@ -161,12 +155,10 @@ def test_only_up_factors_of_rows_with_a_lora_change_and_no_type_is_promoted_by_i
 
 
 def test_every_path_of_a_supernet_is_dropped_by_its_own_genome():
-  adapted, _, images, labels = problem()
-  trainable, _ = problem().split()
-  lora, vectors = (presets.preset(adapted.spec, name) for name in ('lora', 'ssf'))
+  lora, vectors = (presets.preset(problem().adapted.spec, name) for name in ('lora', 'ssf'))
 
   def change(*genomes):
-    arguments = trainable, images, labels, jnp.asarray(genomes)
+    arguments = problem().split()[0], jnp.asarray(genomes)
     return abs(compiled_loss(*arguments, component_dropout=0.5) - compiled_loss(*arguments))
 
   assert change(lora, vectors) > 1e-5

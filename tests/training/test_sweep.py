@@ -74,10 +74,9 @@ def test_a_rate_that_diverges_is_the_worst_and_does_not_end_the_sweep(side_by_si
   found = sweep([1e-3, 1e-2, 1e25], validation_loss=finite_loss, side_by_side=side_by_side)
   assert np.isfinite(found.losses).tolist() == [True, True, False]
   assert found.recipe.learning_rate == 1e-2
-  assert [line.split()[1:] for line in str(found).splitlines()[2:]] == [
-    [f'{found.losses[1]:.5g}', 'best'],
-    ['diverged'],
-  ]
+  *_, best, worst = str(found).splitlines()
+  assert best.split()[1:] == [f'{found.losses[1]:.5g}', 'best']
+  assert worst.split()[1:] == ['diverged']
   assert 'end of the list' not in caplog.text
 
 
@@ -86,12 +85,13 @@ def test_a_rate_that_diverges_is_the_worst_and_does_not_end_the_sweep(side_by_si
   [
     ([1.0, 2.0, 3.0], '0.0001 and 1e-05'),
     ([3.0, 2.0, 1.0], '0.04 and 0.08'),
-    ([2.0, 1.0, 2.0], ''),
+    ([2.0, 1.0, np.nan], ''),
   ],
 )
 def test_the_rates_beyond_are_named_if_the_best_is_at_an_end(losses, rates, caplog):
   values = iter(losses)
-  sweep([0.001, 0.01, 0.02][::1], validation_loss=lambda _: next(values))
+  found = sweep([0.001, 0.01, 0.02], validation_loss=lambda _: next(values))
+  assert found.losses.tolist() == np.nan_to_num(losses, nan=np.inf).tolist()
   assert rates in caplog.text
   assert bool(caplog.text) == bool(rates)
 
@@ -129,25 +129,14 @@ def test_a_sweep_that_is_killed_goes_on_after_the_last_rate_and_ends_alike(worst
   assert_refused('leave save out', sweep, save=tmp_path, side_by_side=True)
 
 
-def test_nan_counts_as_diverged():
-  values = iter([2.0, np.nan, 3.0])
-  assert sweep(validation_loss=lambda _: next(values)).losses.tolist() == [2.0, np.inf, 3.0]
-
-
 @pytest.mark.parametrize(
   'options, named',
   [
     ({'rates': []}, 'rates=[] must be one or more'),
-    ({'rates': 0.1}, 'rates=0.1 must be a list'),
-    ({'rates': [0.0, 0.1]}, 'rates[0]=0.0 must be above 0'),
     ({'rates': [0.1, 0.1]}, 'in ascending order'),
-    ({'rates': [0.1, np.inf]}, 'rates[1]=inf must be finite'),
-    ({'validation_loss': None}, 'validation_loss=None must be a function'),
     ({'validation_loss': lambda _: np.nan}, 'No validation loss is finite at rates=[0.001, 0.01'),
-    ({'rates': [1e25, 1e26], 'side_by_side': True}, 'No validation loss is finite'),
     ({'batches': iter([problem().data])}, 'empty after the first rate'),
     ({'batches': [problem().data], 'side_by_side': True}, 'pass arrays and no mesh'),
-    ({'batches': (problem().images, problem().labels + 1)}, 'label 3 of example 2'),
     ({'key': jax.random.split(KEY)}, 'one random key'),
   ],
 )

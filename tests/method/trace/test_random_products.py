@@ -1,6 +1,5 @@
 """Random products: the layout that the trace finds makes of each a product of matrices."""
 
-import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -11,93 +10,50 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from glora_jax.method.trace.find import find
 
-ROLES = {'batch': 'b', 'stack': 'st', 'in': 'ij', 'out': 'op'}
+SIZES = dict(zip('bstijop', (2, 2, 3, 3, 2, 2, 3), strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Product:
-  """A linear layer, or a stack of them, as somebody may write it.
-
-  Attributes:
-    sizes: sizes of the axes, by letter.
-    inputs: the axes of the activations, in their order.
-    kernel: likewise of the kernel.
-    result: likewise of the result.
-    bias: likewise of the bias.
-    stored: the kernel's axes as its parameter has them.
-  """
-
-  sizes: dict[str, int]
-  inputs: str
-  kernel: str
-  result: str
-  bias: str
-  stored: str
-
-  def shape(self, letters):
-    return tuple(self.sizes[letter] for letter in letters)
-
-  def __call__(self, params, x):
-    kernel = params['w'].transpose([self.stored.index(letter) for letter in self.kernel])
-    y = jnp.einsum(f'{self.inputs},{self.kernel}->{self.result}', x, kernel)
-    kept = [letter for letter in self.result if letter in self.bias]
-    bias = params['b'].transpose([self.bias.index(letter) for letter in kept])
-    return y + bias.reshape([self.sizes[x] if x in kept else 1 for x in self.result])
-
-
-def letters_of(draw, role, least):
-  count = draw(st.integers(least, len(ROLES[role])))
-  return ROLES[role][:count]
+def shape_of(letters):
+  return [SIZES[letter] for letter in letters]
 
 
 @st.composite
 def products(draw):
-  stack, inputs, outputs = (
-    letters_of(draw, role, least) for role, least in (('stack', 0), ('in', 1), ('out', 1))
+  """The axes of inputs, kernel as it is stored and as it is used, outputs and bias."""
+  limits = ('b', 0), ('st', 0), ('ij', 1), ('op', 1)
+  batch, stack, inputs, outputs = (
+    letters[: draw(st.integers(least, len(letters)))] for letters, least in limits
   )
-  batch = letters_of(draw, 'batch', 0)
   kernel = stack + inputs + outputs
-  sizes = {letter: draw(st.integers(2, 3)) for letter in batch + kernel}
-  return Product(
-    sizes=sizes,
-    inputs=''.join(draw(st.permutations(batch + stack + inputs))),
-    kernel=''.join(draw(st.permutations(kernel))),
-    result=''.join(draw(st.permutations(batch + stack + outputs))),
-    bias=''.join(draw(st.permutations(stack + outputs))),
-    stored=''.join(draw(st.permutations(kernel))),
-  )
-
-
-def random_arrays(product):
-  rng = np.random.default_rng(0)
-  shapes = {'w': product.shape(product.stored), 'b': product.shape(product.bias)}
-  params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-  x = rng.normal(size=product.shape(product.inputs))
-  return {name: np.float32(value) for name, value in params.items()}, np.float32(x)
+  axes = batch + stack + inputs, kernel, kernel, batch + stack + outputs, stack + outputs
+  return [''.join(draw(st.permutations(letters))) for letters in axes]
 
 
 @settings(max_examples=25, deadline=None)
 @given(products())
 def test_matrices_and_vectors_of_a_layout_are_what_the_product_multiplies_and_adds(product):
-  params, x = random_arrays(product)
-  (site,) = find(product, params, (x,), {}).sites
+  """The layers may be a stack, as somebody may write them."""
+  inputs, stored, used, outputs, bias = product
+
+  def function(params, x):
+    kernel = jnp.einsum(f'{stored}->{used}', params['w'])
+    added = jnp.einsum(f'{bias}->{"".join(x for x in outputs if x in bias)}', params['b'])
+    y = jnp.einsum(f'{inputs},{used}->{outputs}', x, kernel)
+    return y + added.reshape([SIZES[x] if x in bias else 1 for x in outputs])
+
+  rng = np.random.default_rng(0)
+  x, w, b = (np.float32(rng.normal(size=shape_of(axes))) for axes in (inputs, stored, bias))
+  (site,) = find(function, {'w': w, 'b': b}, (x,), {}).sites
   assert site.bias_path == ('b',)
-  stack, inputs, outputs = (
-    ''.join(product.stored[axis] for axis in axes)
-    for axes in (site.layout.stack, site.layout.inputs, site.layout.outputs)
+  layout = site.layout
+  s, i, o = (
+    ''.join(stored[axis] for axis in axes) for axes in (layout.stack, layout.inputs, layout.outputs)
   )
-  batch = ''.join(letter for letter in product.inputs if letter in ROLES['batch'])
-  order = stack + batch + inputs
-  rows = np.einsum(f'{product.inputs}->{order}', x)
-  rows = rows.reshape(*product.shape(stack), -1, math.prod(product.shape(inputs)))
-  vectors = site.layout.vectors(params['b'])[..., None, :]
-  y = rows @ site.layout.matrices(params['w']) + vectors
-
-  found = stack + batch + outputs
-  result = np.einsum(f'{found}->{product.result}', y.reshape(product.shape(found)))
-  assert_allclose(result, product(params, x), atol=1e-4)
-
-  kernel = site.layout.kernel(site.layout.matrices(params['w']), params['w'].shape)
-  bias = site.layout.bias(site.layout.vectors(params['b']), params['b'].shape)
-  assert_array_equal(kernel, params['w'])
-  assert_array_equal(bias, params['b'])
+  batch = 'b' * ('b' in inputs)
+  rows = np.einsum(f'{inputs}->{s}{batch}{i}', x)
+  rows = rows.reshape(*shape_of(s), -1, math.prod(shape_of(i)))
+  y = rows @ layout.matrices(w) + layout.vectors(b)[..., None, :]
+  result = np.einsum(f'{s}{batch}{o}->{outputs}', y.reshape(shape_of(s + batch + o)))
+  assert_allclose(result, function({'w': w, 'b': b}, x), atol=1e-4)
+  assert_array_equal(layout.kernel(layout.matrices(w), w.shape), w)
+  assert_array_equal(layout.bias(layout.vectors(b), b.shape), b)
