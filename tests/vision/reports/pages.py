@@ -190,6 +190,16 @@ def grid_result(task, name, budget, seed, params, accuracy, described):
   return {**RESULT, **fields, 'structures': {name: found}, 'provenance': [MADE]}
 
 
+def board_of(shares, suite='pets'):
+  """A grid of (validation, test accuracy) by (task, structure, seed)."""
+  cells = {'/'.join(map(str, key)): Cell(key[0], key[1], None, key[2]) for key in shares}
+  results = {}
+  for folder, ((task, name, seed), (val, test)) in zip(cells, shares.items(), strict=True):
+    results[folder] = grid_result(task, name, None, seed, 9, test, {})
+    results[folder]['structures'][name]['val_accuracy'] = val
+  return Board(suite, cells, results)
+
+
 def write_board(folder, board):
   """Writes the page of a suite whose first run has one, and gives its elements."""
   first = folder / next(iter(board.cells))
