@@ -39,6 +39,12 @@ ADAPTING = [
   ),
 ]
 SEARCHES = {'suite.structures': ('search',)}
+
+
+OF_A_TASK = {'task': 'vtab/all', 'suite.settings': {'dtd': {'budget': 9, 'learning_rate': 1e-4}}}
+
+
+NO_EFFECT = 'of vtab/dtd: learning_rate=0.0001 has no effect, because suite.'
 MANY = [
   ({'suite.structures': ('lora', 'lorra')}, "'lorra'"),
   ({'suite.structures': ('lora', 'lora')}, "suite.structures=('lora', 'lora')"),
@@ -49,6 +55,9 @@ MANY = [
   ({**SEARCHES, 'finetune.epochs': 495}, 'warmup_epochs=10'),
   ({'suite.structures': ('transfer',)}, 'budget=None'),
   ({'seed': 2**32 - 1, 'suite.seeds': 2}, 'seed=4294967296'),
+  ({**OF_A_TASK, 'suite.structures': ('lora',), 'suite.rates': (1e-3,)}, f'{NO_EFFECT}rates repl'),
+  ({**OF_A_TASK, 'suite.structures': ('lora',), 'suite.rate.lora': 1e-3}, f'{NO_EFFECT}rate repl'),
+  ({**OF_A_TASK, **SEARCHES, 'suite.budgets': (900,)}, 'budget=9 has no effect, because suite.b'),
 ]
 
 

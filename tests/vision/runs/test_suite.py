@@ -1,18 +1,16 @@
 """Suites: which runs they have, failures, one list before the first test, resuming."""
 
-import csv
 import json
 import logging
 import math
 import re
-import signal
 
 import html_pages
 import pytest
 from few_shot_lists import write_few_shot_lists
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
-from tiny_runs import changed, context_of, start_command, wait_for
+from tiny_runs import changed, context_of
 
 from glora_jax import main
 from glora_jax.errors import UserError
@@ -34,11 +32,6 @@ def config(backbone, tmp_path):
   config = get_config('vtab', 'all,tiny=True')
   config.data.dir, config.model.weights = str(tmp_path / 'tfds'), backbone
   return config
-
-
-def firsts(workdir):
-  """The first two cells of every row of a page."""
-  return [row[:2] for row in html_pages.read(workdir).rows()]
 
 
 def runs_of(config):
@@ -78,66 +71,31 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   assert not [*workdir.rglob('stage.json')]
 
 
-@pytest.mark.parametrize(
-  'error, level, has_traceback',
-  [
-    (UserError('It is too large.'), logging.INFO, False),
-    (UserError('It is too large.'), logging.DEBUG, True),  # --debug
+def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(caplog):
+  mistake = UserError('It is too large.')
+  for error, level, has_traceback in (
+    (mistake, logging.INFO, False),
+    (mistake, logging.DEBUG, True),  # --debug
     (ValueError('operands could not be broadcast'), logging.INFO, True),
-  ],
-)
-def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(
-  error, level, has_traceback, caplog
-):
-  board = Board('vtab/all', {'dtd': Cell('vtab/dtd')})
-  with caplog.at_level(level, 'glora_jax'):
-    suite.attempt(board, 'dtd', lambda: fail(error))
-  assert ('in fail' in caplog.text) == has_traceback
-  assert ('bug of glora_jax' in board.failed['dtd']) == (type(error) is ValueError)
+  ):
+    caplog.clear()
+    board = Board('vtab/all', {'dtd': Cell('vtab/dtd')})
+    with caplog.at_level(level, 'glora_jax'):
+      suite.attempt(board, 'dtd', lambda error=error: fail(error))
+    assert ('in fail' in caplog.text) == has_traceback
+    assert ('bug of glora_jax' in board.failed['dtd']) == (type(error) is ValueError)
 
 
 def fail(error):
   raise error
 
 
-@pytest.mark.full
-def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_config, tmp_path):
-  """kill -9 and SIGTERM come amid the second of three tasks; of the third an image is broken."""
-  write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
-  (tmp_path / 'lists' / 'oxford_pets' / 'images' / 't20.png').write_bytes(b'broken')
-  config = few_shot(run_config, tmp_path / 'lists', structure='lora', budget=5000)
-  config.training.update(batch_size=2, epochs=12, warmup_epochs=0)
-  workdir = tmp_path / 'run'
-  for number, stage in ((signal.SIGKILL, 'linear'), (signal.SIGTERM, 'lora')):
-    process = start_command(config, workdir)
-    wait_for(process, workdir / 'oxford_pets' / '1' / '1' / 'training' / stage)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    expected = main.STOPPED if number == signal.SIGTERM else -number
-    assert process.returncode == expected, errors
-  assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1; the same', errors)
-  process = start_command(config, workdir)
-  printed, errors = process.communicate()
-  assert process.returncode == 1, errors
-  assert 'Traceback' not in errors
-  assert re.search('oxford_pets/1/2 failed: 1 of . images cannot be decoded', printed)
-  assert '2 done, 1 failed, 0 not ready of 3 runs' in printed
-  board = suite.run(config, str(tmp_path / 'undisturbed'))
-  assert len(board.results) == 2
-  assert measured(workdir) == measured(tmp_path / 'undisturbed')
-
-
-def measured(workdir):
-  """The lines of a table without their seconds."""
-  with open(workdir / 'table.csv') as file:
-    return [{**line, 'seconds': ''} for line in csv.DictReader(file)]
-
-
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
   with pytest.raises(ValueError, match='None of the 19 runs of vtab/all can start'):
     suite.run(config, str(tmp_path / 'run'))
-  assert [row[1] for row in firsts(tmp_path / 'run')].count('not ready') == 19
-  assert '--config.suite.prepare=True' in html_pages.read(tmp_path / 'run').text
+  page = html_pages.read(tmp_path / 'run')
+  assert [row[1] for row in page.rows()].count('not ready') == 19
+  assert '--config.suite.prepare=True' in page.text
 
 
 def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatch):
@@ -190,21 +148,21 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   config.suite.update(structures=('lora:2', 'gradient', 'search'), seeds=2)
   config.suite.rate.gradient = 8e-3
   settings = check_config(config)
-  trials = {name: run.settings for name, run in grid_of(settings)[0].items()}
+  trials, _ = grid_of(settings)
   assert [*trials] == [f'{x}/rate-{r:g}' for x in ('lora:2', 'search') for r in config.suite.rates]
-  assert not any(each.test for each in trials.values())
-  assert {each.budget for each in trials.values()} == {None, 40_000}
   chosen = {('digits', 'lora:2'): 1e-3, ('digits', 'search'): 4e-3}
   of = {name: run.settings for name, run in grid_of(settings, chosen)[1].items()}
   names = ('lora:2', 'gradient-20000', 'gradient-40000', 'search-20000', 'search-40000')
   assert [*of] == [f'{name}/{seed}' for name in names for seed in (0, 1)]
-  assert {each.seed for each in trials.values()}.isdisjoint(each.seed for each in of.values())
   assert all(each.test and each.presets is None and not each.is_suite for each in of.values())
+  for trial in trials.values():
+    assert not trial.settings.test
+    assert trial.settings.seed not in (0, 1)
+    assert trial.settings.budget in (None, 40_000)
   lora, gradient, search = of['lora:2/1'], of['gradient-20000/0'], of['search-40000/0']
   assert (lora.budget, gradient.budget, search.budget) == (None, 20_000, 40_000)
-  assert lora.training.learning_rate == 1e-3
-  assert gradient.training.learning_rate == 8e-3
-  assert search.finetune.learning_rate == search.training.learning_rate / 2 == 2e-3
+  assert [each.training.learning_rate for each in (lora, gradient, search)] == [1e-3, 8e-3, 4e-3]
+  assert search.finetune.learning_rate == 2e-3
   # All of them see the images as often; a gradient's training is shortened when it runs.
   epochs = search.training.epochs + search.finetune.epochs
   assert lora.training.epochs == gradient.training.epochs == epochs
@@ -225,13 +183,6 @@ def test_a_suite_checks_the_structures_and_budgets_that_it_trains_and_no_others(
   config.update_from_flattened_dict(fields)
   runs = cells.runs_of(check_config(config)).values()
   assert [run.settings.structure for run in runs] == structures
-
-
-def test_a_check_before_a_learning_rate_is_chosen_writes_nothing(run_config, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  settings, folder, shared = check_config(run_config), str(tmp_path / 'run'), str(tmp_path / 'all')
-  suite._check(settings, folder, never, shared=shared, is_dry=True)
-  assert not [*tmp_path.iterdir()]
 
 
 def grid(config):
@@ -266,25 +217,30 @@ def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_
   tested = [*runs_of(config)]
   board = suite.run(config, str(whole), look)
   assert [*board.results] == ['linear/rate-0.001', 'linear/rate-0.01', *tested]
-  assert len([*whole.glob('shared/head/*/stage.json')]) == 2  # one of each seed
-  assert len([*whole.glob('shared/gradient/*/stage.json')]) == 2
-  structures = [result['structures'][result['result']] for result in board.results.values()]
-  best = max(structures[:2], key=lambda row: (row['val_accuracy'], -row['val_loss']))
-  assert structures[2]['rate'] == best['rate']
-  assert 'test_accuracy' not in structures[0]
-  stops = 0
-  while True:
+  for stage in ('head', 'gradient'):
+    assert len([*whole.glob(f'shared/{stage}/*/stage.json')]) == 2  # one of each seed
+  *trials, first = [result['structures']['linear'] for result in board.results.values()][:3]
+  best = max(trials, key=lambda row: (row['val_accuracy'], -row['val_loss']))
+  assert first['rate'] == best['rate']
+  assert 'test_accuracy' not in trials[0]
+  stops, done = 0, None
+  while done is None:
     asked = iter(range(60))
     try:
-      suite.run(config, str(stopped), lambda asked=asked: next(asked, None) is None)
+      done = suite.run(config, str(stopped), lambda asked=asked: next(asked, None) is None)
     except Stopped:
       stops += 1
-    else:
-      break
   assert stops > 1
   assert left_by(stopped) == left_by(whole)
   with pytest.raises(ValueError, match=r'suite\.seeds was 2 and is now 3\. Its test images were'):
     suite.run(changed(config, suite__seeds=3), str(whole))
+
+
+def write_genome(path, run_config, structure):
+  """Writes a preset of the tiny backbone as a genome file; its number of parameters."""
+  spec = context_of(run_config, path.parent / 'run').adapted.spec
+  path.write_text(json.dumps(genome_to_json(spec, preset(spec, structure))))
+  return int(count_params(spec, preset(spec, structure)))
 
 
 def test_a_suite_without_a_test_freezes_no_list_and_one_of_all_once_it_is_to_be_tested(
@@ -305,38 +261,32 @@ def test_a_suite_without_a_test_freezes_no_list_and_one_of_all_once_it_is_to_be_
   assert [*read_json(tmp_path / 'test_list.json', 'test list')['runs']] == [*board.results]
 
 
-def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  spec = context_of(run_config, tmp_path / 'run').adapted.spec
+def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_path):
+  names, expected = [], []
   for folder, name in (('a', 'linear'), ('b', 'bitfit')):
-    path = tmp_path / folder / 'genome.json'
-    path.parent.mkdir()
-    path.write_text(json.dumps(genome_to_json(spec, preset(spec, name))))
-  config = changed(run_config, test=False, budget=None)
+    names.append(str(tmp_path / folder / 'genome.json'))
+    (tmp_path / folder).mkdir()
+    params = write_genome(tmp_path / folder / 'genome.json', run_config, name)
+    expected.append((f'{folder}/genome.json', params))
+  config = changed(run_config, test=False, budget=None, suite__structures=tuple(names))
   config.training.update(epochs=1, warmup_epochs=0)
-  config.suite.structures = (f'{tmp_path}/a/genome.json', f'{tmp_path}/b/genome.json')
-  rows = pivot_of(suite.run(config, 'suite')).methods
-  params = [int(count_params(spec, preset(spec, name))) for name in ('linear', 'bitfit')]
-  assert [(row.label, row.parameters.value) for row in rows] == [
-    ('a/genome.json', params[0]),
-    ('b/genome.json', params[1]),
-  ]
+  rows = pivot_of(suite.run(config, str(tmp_path / 'suite'))).methods
+  assert [(row.label, row.parameters.value) for row in rows] == expected
 
 
 def test_a_run_that_is_trained_after_others_were_tested_is_marked_in_the_list_and_on_the_page(
   run_config, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  spec = context_of(run_config, tmp_path / 'run').adapted.spec
-  config = changed(run_config, budget=None)
+  config = changed(run_config, budget=None, suite__structures=('linear', 'mine.json'))
   config.training.update(epochs=1, warmup_epochs=0)
-  config.suite.structures = ('linear', 'mine.json')
-  assert [*suite.run(config, 'suite').failed] == ['mine.json/42']
+  printed, code = main.run(check_config(config), 'suite', never)
+  assert code == 1
+  assert '1 done, 1 failed, 0 not ready of 2 runs' in printed
   assert read_json('suite/test_list.json', 'test list')['late'] == []
-  genome = genome_to_json(spec, preset(spec, 'bitfit'))
-  (tmp_path / 'mine.json').write_text(json.dumps(genome))
+  write_genome(tmp_path / 'mine.json', run_config, 'bitfit')
   for _ in range(2):  # the last start only reads
-    assert len(suite.run(config, 'suite').results) == 2
+    assert main.run(check_config(config), 'suite', never)[1] == 0
     assert read_json('suite/test_list.json', 'test list')['late'] == ['mine.json/42']
     text = html_pages.read(tmp_path / 'suite').all('header')[0].words()
     assert 'mine.json/42: added to test_list.json after other runs had been tested' in text
@@ -381,35 +331,12 @@ def test_a_search_is_trained_at_the_best_rate_and_finetuned_at_the_same_share_of
   config.suite.update(structures=('search',), rates=(1e-3, 4e-3))
   settings = check_config(config)
   trials, _ = grid_of(settings)
-  results = {}
+  board = Board('digits', {name: trial.cell for name, trial in trials.items()})
   for name, trial in trials.items():
     rate = trial.settings.finetuning.learning_rate
     found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
-    results[name] = {'result': 'search', 'structures': {'search': found}}
-  board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
+    board.results[name] = {'result': 'search', 'structures': {'search': found}}
   chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy')
   [run] = grid_of(settings, chosen)[1].values()
   assert run.settings.training.learning_rate == 4e-3
   assert run.settings.finetuning.learning_rate == pytest.approx(finetuned_at)
-
-
-@pytest.mark.parametrize(
-  'fields, refused',
-  [
-    ({'rates': (1e-3,)}, 'learning_rate=0.0001 has no effect, because suite.rates replaces it'),
-    ({'rate': {'bitfit': 1e-3}}, 'learning_rate=0.0001 has no effect, because suite.rate replaces'),
-    ({'structures': ('search',), 'budgets': (900,)}, 'budget=9 has no effect, because suite.budg'),
-  ],
-)
-def test_a_rate_or_a_budget_of_a_task_that_the_suite_would_replace_is_refused(fields, refused):
-  config = changed(get_config('vtab', 'all'), suite__structures=('bitfit',))
-  config.suite.update(fields)
-  config.suite.settings = {'dtd': {'budget': 9, 'learning_rate': 1e-4}}
-  with pytest.raises(UserError, match=f'of vtab/dtd: {refused}'):
-    runs_of(config)
-
-
-def test_rates_of_the_papers_protocol_are_refused_for_lack_of_validation_images():
-  config = changed(get_config('vtab', 'all'), protocol='paper', suite__rates=(1e-3,))
-  with pytest.raises(UserError, match=r"suite\.rates needs validation images .* protocol='paper'"):
-    runs_of(config)
