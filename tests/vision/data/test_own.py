@@ -66,7 +66,7 @@ def test_folders_that_are_split_are_left_as_they_are(tmp_path, layout):
 
 
 def test_classes_of_test_folders_are_those_of_train_and_a_class_may_be_called_so(tmp_path):
-  fill(tmp_path / 'classes', {'bus/test': 5, 'train/day': 5, 'train/night': 5})
+  fill(tmp_path / 'classes', {'bus/test': 5, 'train': 5})
   assert find(f'folder:{tmp_path}/classes').classes == ('bus', 'train')
   fill(tmp_path / 'split', {'train/a': 5, 'train/b': 5, 'train/c': 5, 'val/c': 1, 'val/b': 1})
   fill(tmp_path / 'split', {'test/b': 1, 'test/a': 1})

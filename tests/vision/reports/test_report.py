@@ -72,12 +72,6 @@ def test_how_a_structure_of_a_file_was_chosen_is_not_made_up(allocation, structu
   assert ('does not record how it was chosen' in text) == structure.endswith('.json')
 
 
-def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
-  result = pages.make_findings(allocation).result | {'train_on': 'train+val'}
-  text = making.tell_protocol(result)
-  assert 'with a supernet trained on the training images only' in ' '.join(text.split())
-
-
 def test_the_adapters_base_is_fetched_with_its_checksum():
   base = {'sha256': 64 * 'a', 'image_size': 8, 'num_classes': 3}
   result = {**pages.RESULT, 'weights': 'https://example.org/vit.npz', 'base': base}

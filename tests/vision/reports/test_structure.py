@@ -39,7 +39,7 @@ def test_structures_that_share_no_more_than_chance_agree_little():
   'names, kinds, blocks',
   [
     (['blocks/qkv[0]', 'blocks/fc1[0]', 'blocks/qkv[1]'], ['qkv', 'fc1'], ['0', '1']),
-    (['stages/0/blocks/0/fc1', 'stages/0/blocks/1/fc1', 'stages/0/down'], ['fc1', 'down'], None),
+    (['stages/0/blocks/0/fc1', 'stages/0/down'], ['fc1', 'down'], ['0.0', '0']),
     (['a/0/fc1', 'b/0/fc1'], ['fc1'], ['0', '0']),  # no layer is drawn over another
     (['fc1', 'fc2'], [''], ['fc1', 'fc2']),
   ],
@@ -49,6 +49,6 @@ def test_blocks_are_rows_and_kinds_of_layers_columns(names, kinds, blocks):
   layers = [{'layer': name, **none, 'params': [0, 1, 0, 0, 0]} for name in names]
   found = structure.figure('lora:2', layers)
   assert found.kinds == kinds
-  assert [label for label, _ in found.blocks] == (blocks or ['0.0', '0.1', '0'])
+  assert [label for label, _ in found.blocks] == blocks
   drawn = [layer.name for _, row in found.blocks for layer in row if layer]
   assert sorted(drawn) == sorted(names)

@@ -25,7 +25,7 @@ from glora_jax.vision.runs.settings import (
   TrainingSettings,
 )
 from glora_jax.vision.runs.stage import keys_of
-from glora_jax.vision.runs.workdir import LOCK, Stopped, freeze_test_list
+from glora_jax.vision.runs.workdir import LOCK, Stopped
 
 
 def fitted(settings, counts=None):
@@ -99,30 +99,6 @@ def keys_in(config, workdir):
   """The keys of the stages of a config's run."""
   context = context_of(config, workdir)
   return keys_of(context, [stage for stage in stages_of(context.settings) if stage.has_folder])
-
-
-def test_stages_of_images_that_have_changed_run_again_until_the_test(
-  run_config, photos, tmp_path, caplog
-):
-  config = changed(run_config, task=f'folder:{photos}')
-  workdir = tmp_path / 'run'
-
-  def start_training():
-    with pytest.raises(Stopped, match='supernet'):
-      experiment.run(config, str(workdir), stop=(workdir / 'supernet').exists)
-
-  start_training()
-  key = read_json(workdir / 'supernet' / 'stage.json')['key']
-  Image.new('L', (9, 9)).save(min((photos / 'a').iterdir()))
-  start_training()
-  assert 'the images are not those of the last start (1 changed; a/' in caplog.text
-  assert 'run again: supernet' in caplog.text
-  freeze_test_list(workdir, {'version': '1', 'result': 'search', 'structures': {}})
-  for path in (photos / 'b').iterdir():
-    Image.new('L', (9, 9)).save(path)
-  with pytest.raises(ValueError, match=r'test images were read \(10 changed; b/'):
-    experiment.run(config, str(workdir))
-  assert read_json(workdir / 'supernet' / 'stage.json')['key'] == key
 
 
 TRAININGS = ['training/linear', 'training/lora']

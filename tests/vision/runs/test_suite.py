@@ -18,7 +18,6 @@ from glora_jax.files import read_json
 from glora_jax.method.genomes import count_params, genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.vision.data import tfds as tfds_lib
-from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports.table import Board, Cell, pivot_of
 from glora_jax.vision.runs import cells, suite
 from glora_jax.vision.runs.config import check_config, default_config
@@ -114,33 +113,26 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
   assert asked == ['resisc45']
 
 
-def settings_file(folder, settings):
-  (folder / 'settings.json').write_text(json.dumps(settings))
-  return folder / 'settings.json'
-
-
 def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(tmp_path, monkeypatch):
+  """Of the names in the settings the longest counts."""
   monkeypatch.setenv('HOME', str(tmp_path))
-  settings = {'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}}
-  path = settings_file(tmp_path, settings)
-  every = runs_of(get_config('vtab', f'all,settings={path}'))
-  assert list(every) == list(vtab.NAMES)
-  for name in ('cifar100', 'svhn', 'kitti'):
-    alone = get_config('vtab', f'{name},settings=~/settings.json')
-    assert every[name] == check_config(alone)
-  of_cifar = every['cifar100']
-  assert of_cifar.training.learning_rate == of_cifar.finetuning.learning_rate == 1e-3
-  assert of_cifar.budget == 860_000
-
-
-def test_the_longest_name_in_the_settings_counts(tmp_path):
-  first = {'budget': 1, 'learning_rate': 0.5}
-  settings = {'food101/4': {'budget': 2}, 'food101': first, 'food101/4/0': {'budget': 3}}
-  path = settings_file(tmp_path, settings)
-  own = runs_of(get_config('fewshot', f'all,seed=all,settings={path}'))
-  names = ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')
-  assert [own[name].budget for name in names] == [1, 2, 3, None]
-  assert own['food101/4/0'].training.learning_rate == 0.5
+  settings = {'food101/4': {'budget': 2}, 'food101': {'budget': 1, 'learning_rate': 0.5}}
+  settings |= {'food101/4/0': {'budget': 3}, 'oxford_pets': {'budget': None}}
+  (tmp_path / 'settings.json').write_text(json.dumps(settings))
+  every = runs_of(get_config('fewshot', 'all,seed=all,settings=~/settings.json'))
+  for name, budget in (
+    ('food101/1/0', 1),
+    ('food101/4/1', 2),
+    ('food101/4/0', 3),
+    ('oxford_pets/4/0', None),
+    ('fgvc_aircraft/4/0', None),
+  ):
+    data_set, shots, seed = name.split('/')
+    arguments = f'{data_set},shots={shots},seed={seed},settings=~/settings.json'
+    assert every[name] == check_config(get_config('fewshot', arguments))
+    assert every[name].budget == budget
+  assert every['food101/4/0'].training.learning_rate == 0.5
+  assert every['food101/4/0'].finetuning.learning_rate == 0.5
 
 
 def test_a_run_of_a_grid_is_one_of_its_structure_alone():
@@ -292,26 +284,19 @@ def test_a_run_that_is_trained_after_others_were_tested_is_marked_in_the_list_an
     assert 'mine.json/42: added to test_list.json after other runs had been tested' in text
 
 
-@pytest.mark.full
-def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(run_config, tmp_path):
-  config = changed(grid(run_config), suite__seeds=1, suite__structures=('linear', 'bitfit'))
-  config.suite.update(rates=(1e-3, 1e30))
-  config.suite.rate.bitfit = 1e30
-  board = suite.run(config, str(tmp_path / 'run'))
-  assert [*board.failed] == ['linear/rate-1e+30', 'bitfit/42']
-  assert board.failed.keys() & board.tested == {'bitfit/42'}
-  assert board.results['linear/42']['structures']['linear']['rate'] == 1e-3
-  board = suite.run(changed(config, suite__rates=(1e30,)), str(tmp_path / 'none'))
-  assert 'No learning rate could be chosen' in board.failed['linear/42']
-
-
-def test_a_structure_without_data_needs_no_rate():
-  config = changed(get_config('vtab', 'all'), suite__structures=('bitfit',), suite__rates=(1e-3,))
-  runs = cells.runs_of(check_config(config))
-  board = Board('vtab/all', {name: run.cell for name, run in runs.items()})
-  board.missing.update(dict.fromkeys(runs, 'a data set'))
-  assert suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy') == {}
-  assert board.failed == {}
+def test_a_structure_whose_rates_all_failed_fails_and_one_without_data_does_not():
+  config = changed(get_config('vtab', 'dtd'), suite__structures=('bitfit',), suite__rates=(1e30,))
+  trials, tested = grid_of(check_config(config))
+  cells_of = {name: run.cell for name, run in (trials | tested).items()}
+  for reason, failed in (('missing', []), ('failed', [*trials, *tested])):
+    board = Board('vtab/dtd', cells_of)
+    getattr(board, reason).update(dict.fromkeys(trials, 'The loss was not finite.'))
+    phases = suite._Phases(board, 'runs', in_this_process, never)
+    assert phases.choose_rates('val_accuracy') == {}
+    assert [*board.failed] == failed
+  assert {board.failed[name] for name in tested} == {
+    'No learning rate could be chosen. The loss was not finite.'
+  }
 
 
 def test_a_rate_that_diverged_wins_no_tie():
