@@ -56,7 +56,7 @@ def fill(folder, classes, number=3):
     (['train/a', 'train/b', 'val/a', 'valid/b'], 'val, valid'),
     (['train/a', 'train/b', 'val/a', 'test/a', 'test/b'], 'val are of the'),
     (
-      ['train/a', 'train/b', 'train/c', 'val/a', 'val/b', 'test/c'],
+      [*(f'train/{x}' for x in 'abcd'), 'val/a', 'val/b', 'test/c', 'test/d'],
       'val and test have no class in common',
     ),
     (['a'], '1 subfolders'),

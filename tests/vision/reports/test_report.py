@@ -16,9 +16,6 @@ def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is
   for name in ('linear', 'lora', 'gradient'):
     result['structures'][name] |= pages.structure(0, 0.5, paired)
   assert accuracy.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
-  for each in result['structures'].values():
-    each['test_accuracy'] = 0.9
-  assert ', the same accuracy as the linear probe and ' in accuracy.tell_verdict(result)
 
 
 def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_images(allocation):
@@ -29,9 +26,8 @@ def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_im
   assert '5.0 points more than lora:2' in accuracy.tell_verdict(result)
   lora['val_accuracy'] = gradient['val_accuracy'] = None
   told = accuracy.tell_verdict(result)
-  assert 'lora:2' not in told
   assert 'the linear probe' in told
-  assert "the gradient's structure" not in told
+  assert not any(name in told for name in ('lora:2', "the gradient's structure"))
 
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():

@@ -129,7 +129,7 @@ def write_weights_and_scores(folder, config, number):
   params['head']['bias'] = params['head']['bias'] + number
   weights.save(str(folder / 'weights'), model, params, metadata)
   spec = context_of(changed(config, structure='gradient'), folder / 'run').adapted.spec
-  ranks = np.full((len(spec), 1), 1.0 + number)
+  ranks = 1.0 + number * np.arange(len(spec))[:, None]
   scores = UnitScores(ranks[:, 0], ranks, ranks, ranks[:, 0], ranks[:, 0])
   transfer.write(folder / 'scores', spec, [scores])
 

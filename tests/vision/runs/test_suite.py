@@ -211,9 +211,10 @@ def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_
   assert [*board.results] == ['linear/rate-0.001', 'linear/rate-0.01', *tested]
   for stage in ('head', 'gradient'):
     assert len([*whole.glob(f'shared/{stage}/*/stage.json')]) == 2  # one of each seed
-  *trials, first = [result['structures']['linear'] for result in board.results.values()][:3]
+  first_three = [*board.results.values()][:3]
+  *trials, tested_first = [result['structures']['linear'] for result in first_three]
   best = max(trials, key=lambda row: (row['val_accuracy'], -row['val_loss']))
-  assert first['rate'] == best['rate']
+  assert tested_first['rate'] == best['rate']
   assert 'test_accuracy' not in trials[0]
   stops, done = 0, None
   while done is None:
