@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 from comparing import assert_refused
@@ -146,15 +147,20 @@ def test_a_mistake_is_one_line_and_a_bug_keeps_its_traceback(debug, capsys):
       raise mistake
     assert ('Traceback' in capsys.readouterr().err) == debug
     assert debug or re.match(rf'error: {told}.* \(--debug shows where\.\)$', exited.value.code)
-  for bug in (ValueError('x'), KeyError('y'), JaxRuntimeError('INTERNAL: a fault')):
+  bugs = ValueError('x'), KeyError('y'), ModuleNotFoundError(name='z')
+  for bug in (*bugs, JaxRuntimeError('INTERNAL: a fault')):
     with pytest.raises(type(bug)) as raised, reported(debug=debug):
       raise bug
     assert 'This is a bug' in raised.value.__notes__[0]
+  with pytest.raises(BrokenPipeError), reported(debug=debug):
+    raise BrokenPipeError  # a reader that has seen enough
 
 
 def test_a_wrong_type_that_a_check_finds_is_a_mistake_and_any_other_is_a_bug():
   with pytest.raises(UserError, match=r"^chunk='x' must be an integer\.$"), user_errors():
     validate('x', int, 'chunk')
-  for bug in (lambda: Recipe(batches=3), lambda: Recipe().steps_per_epoch(None)):
-    with pytest.raises(TypeError), user_errors():
+  bugs = lambda: Recipe(batches=3), lambda: Recipe().steps_per_epoch(None)
+  for bug in (*bugs, lambda: np.zeros(2).reshape(3)):
+    with pytest.raises((TypeError, ValueError)) as raised, user_errors():
       bug()
+    assert not isinstance(raised.value, UserError)
