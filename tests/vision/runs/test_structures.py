@@ -186,7 +186,9 @@ def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
 ):
   narrow = changed(config, structure='lora', space__ranks=(2,), budget=None)
   spec = context_of(narrow, tmp_path / 'narrow').adapted.spec
-  kept, other = (json.dumps(genome_to_json(spec, preset(spec, x))) for x in ('lora:2@qkv', 'none'))
+  kept, other = (
+    json.dumps(genome_to_json(spec, preset(spec, x))) for x in ('lora:2@qkv', 'linear')
+  )
   path = tmp_path / 'mine.json'
   path.write_text(kept)
   monkeypatch.setenv('HOME', str(tmp_path))
