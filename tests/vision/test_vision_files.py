@@ -63,15 +63,13 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
 
 def test_predictions_are_read_back_exactly_whatever_the_names(tmp_path):
   path, classes = tmp_path / 'predictions.csv', ['a "cat", or\n', 'file']
-  probabilities = np.random.default_rng(0).dirichlet([1, 1], 3).astype(np.float32)
+  shares = np.random.default_rng(0).dirichlet([1, 1], 3).astype(np.float32)
   names = ['a/\udcff.png', 'ü, b.png', '"']
-  rows = [
-    [name, 'file', classes[0], *shares] for name, shares in zip(names, probabilities, strict=True)
-  ]
+  rows = [[name, 'file', classes[0], *row] for name, row in zip(names, shares, strict=True)]
   files.write_predictions(path, classes, [*rows, ['broken.png', '', '', '', '']])
   with open(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
     header, *lines, broken = csv.reader(file)
   assert header == ['file', 'label', 'answer', *classes]
-  assert [line[:3] for line in lines] == [[name, 'file', classes[0]] for name in names]
-  assert_array_equal(np.array([line[3:] for line in lines], np.float32), probabilities)
+  assert [line[:3] for line in lines] == [row[:3] for row in rows]
+  assert_array_equal(np.array([line[3:] for line in lines], np.float32), shares)
   assert broken == ['broken.png', *[''] * 4]

@@ -7,7 +7,7 @@ import time
 
 from flax.traverse_util import flatten_dict
 from joining import PIPES
-from places import environment, program
+from places import environment
 
 from benchmarks.machinery import killable
 from glora_jax.files import read_json
@@ -71,15 +71,6 @@ def start_command(config, workdir, *flags, devices=1):
   words = [sys.executable, '-m', 'glora_jax.main', '--config', 'configs/quickstart.py']
   words += ['--workdir', str(workdir), *overrides(config), *flags]
   return subprocess.Popen(words, env=environment(devices), **PIPES)
-
-
-def start_sharing(config, workdir, shared):
-  """Starts a run that has a folder in common with others."""
-  words = [*program('vision/programs/run_sharing'), str(workdir), str(shared)]
-  process = subprocess.Popen(words, env=environment(1), stdin=subprocess.PIPE, **PIPES)
-  process.stdin.write(repr(config.to_dict()))
-  process.stdin.close()
-  return process
 
 
 def wait_for(process, *paths):

@@ -1,7 +1,6 @@
 """Files that are spoilt, foreign or none at all: read right, or refused in one line."""
 
 import functools
-from typing import NamedTuple
 
 import flax
 import flax.linen as nn
@@ -33,14 +32,6 @@ NAMES = {'Dense': 'layers.0.fc'}
 METADATA = {'image_size': 8, 'normalization': 'imagenet', 'classes': list('abcde')}
 
 
-class Kind(NamedTuple):
-  """A kind of file: what makes values, writes one into a folder and reads it from there again."""
-
-  values: object
-  write: object
-  read: object
-
-
 @functools.cache
 def dense():
   """One linear layer, adapted, with its variables."""
@@ -55,11 +46,12 @@ def vit():
   return model, randomized(jax.eval_shape(model.init, jax.random.key(0), images)['params'])
 
 
-def npz():
-  """The tensors of a big_vision file, by name."""
+def checkpoints():
+  """The tensors of a big_vision file by name, and our ViT in every format that is written."""
   images = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
   params = randomized(jax.eval_shape(FlaxViT().init, jax.random.key(0), images)['params'])
-  return flax.traverse_util.flatten_dict(params, sep='/')
+  tensors = flax.traverse_util.flatten_dict(params, sep='/')
+  return [tensors, *([*vit(), METADATA, name] for name in (OURS, *WRITTEN))]
 
 
 def write_checkpoint(folder, value):
@@ -82,52 +74,49 @@ def read_adapter(folder):
   return [variables, fixed.genome]
 
 
+def write_adapter(folder, value):
+  glora_jax.save_adapter(str(folder / 'adapter.safetensors'), dense()[0], *value)
+
+
 def read_peft(folder):
   adapted, variables = dense()
-  fixed, variables = load_peft(str(folder), adapted, variables['params'], NAMES)
+  fixed, variables = load_peft(str(folder / 'adapter'), adapted, variables['params'], NAMES)
   return [variables, fixed.genome]
 
 
+def write_peft(folder, value):
+  save_peft(str(folder / 'adapter'), dense()[0], value[0], NAMES, value[1])
+
+
 def archives():
-  rng, found = np.random.default_rng(0), Archive.empty(SPEC)
-  for generation in range(3):
-    genomes = glora_jax.random_genomes(rng, SPEC, 4)
-    found = found.extended(genomes, rng.integers(0, 9, 4), rng.random(4), generation)
-  return [found.arrays()]
+  genomes = glora_jax.random_genomes(np.random.default_rng(0), SPEC, 4)
+  return [Archive.empty(SPEC).extended(genomes, [5, 7, 7, 1], [1.0, 2.0, 3.0, 4.0], 0).arrays()]
 
 
+def write_archive(folder, value):
+  write_tensors(str(folder / 'archive.safetensors'), value, 'archive', {})
+
+
+def write_genome(folder, value):
+  content = glora_jax.genome_to_json(SPEC, value)
+  write_json(str(folder / 'genome.json'), content, 'genome')
+
+
+def read_genome(folder):
+  return glora_jax.genome_from_json(SPEC, read_json(str(folder / 'genome.json'), 'genome'))
+
+
+# What makes values of a kind, writes one into a folder, and reads it from there again.
 KINDS = {
-  'checkpoint': Kind(
-    lambda: [npz(), *([*vit(), METADATA, name] for name in (OURS, *WRITTEN))],
-    write_checkpoint,
-    read_checkpoint,
-  ),
-  'adapter': Kind(
-    lambda: [[dense()[1], LORA]],
-    lambda folder, value: glora_jax.save_adapter(
-      str(folder / 'adapter.safetensors'), dense()[0], *value
-    ),
-    read_adapter,
-  ),
-  'adapter of PEFT': Kind(
-    lambda: [[dense()[1], LORA]],
-    lambda folder, value: save_peft(str(folder / 'adapter'), dense()[0], value[0], NAMES, value[1]),
-    lambda folder: read_peft(folder / 'adapter'),
-  ),
-  'archive': Kind(
+  'checkpoint': (checkpoints, write_checkpoint, read_checkpoint),
+  'adapter': (lambda: [[dense()[1], LORA]], write_adapter, read_adapter),
+  'adapter of PEFT': (lambda: [[dense()[1], LORA]], write_peft, read_peft),
+  'archive': (
     archives,
-    lambda folder, value: write_tensors(str(folder / 'archive.safetensors'), value, 'archive', {}),
+    write_archive,
     lambda folder: read_archive(str(folder / 'archive.safetensors'), SPEC).arrays(),
   ),
-  'genome': Kind(
-    lambda: [glora_jax.preset(SPEC, 'lora')],
-    lambda folder, value: write_json(
-      str(folder / 'genome.json'), glora_jax.genome_to_json(SPEC, value), 'genome'
-    ),
-    lambda folder: glora_jax.genome_from_json(
-      SPEC, read_json(str(folder / 'genome.json'), 'genome')
-    ),
-  ),
+  'genome': (lambda: [glora_jax.preset(SPEC, 'lora')], write_genome, read_genome),
 }
 
 
@@ -135,10 +124,10 @@ KINDS = {
 def originals(tmp_path_factory):
   """Folders of each kind, as the library writes them."""
   folders = {}
-  for name, kind in KINDS.items():
-    folders[name] = [tmp_path_factory.mktemp('original') for _ in kind.values()]
-    for folder, value in zip(folders[name], kind.values(), strict=True):
-      kind.write(folder, value)
+  for name, (values, write, _) in KINDS.items():
+    for value in values():
+      folders.setdefault(name, []).append(tmp_path_factory.mktemp('original'))
+      write(folders[name][-1], value)
   return folders
 
 
@@ -146,12 +135,12 @@ def originals(tmp_path_factory):
 @cases(0.2)
 @given(data=st.data())
 def test_a_spoilt_file_is_read_right_or_refused(name, data, originals):
-  kind = KINDS[name]
+  _, write, read = KINDS[name]
   with new_place() as place:
     number = spoilt_copy(data.draw, data.draw(st.sampled_from(originals[name])), place.given)
-    result = judged(lambda: kind.read(place.given), place)
+    result = judged(lambda: read(place.given), place)
     assert number or result is not REFUSED
     if result is not REFUSED:
       place.current.joinpath('again').mkdir()
-      kind.write(place.current / 'again', result)
-      assert same(kind.read(place.current / 'again'), result)
+      write(place.current / 'again', result)
+      assert same(read(place.current / 'again'), result)

@@ -38,17 +38,14 @@ def test_fixtures_are_present():
 
 @pytest.mark.parametrize('folder', FAMILIES, ids=lambda path: path.name)
 def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(folder, tmp_path):
-  with np.load(folder / 'expected.npz') as file:
-    expected = dict(file)
-  model, params, metadata = weights.load(folder)
-  logits = logits_of(model, params, expected['images'])
-  assert_allclose(logits, expected['logits'], atol=1e-4)
+  expected = dict(np.load(folder / 'expected.npz'))
+  loaded = model, params, metadata = weights.load(folder)
+  assert_allclose(logits_of(model, params, expected['images']), expected['logits'], atol=1e-4)
   if 'large_images' in expected:
     images = expected['large_images']
-    large, resized, _ = weights.refit(model, params, metadata, image_size=images.shape[1])
-    logits = logits_of(large, resized, images)
-    assert_allclose(logits, expected['large_logits'], atol=1e-4)
-  weights.save(tmp_path / 'back', model, params, metadata, metadata['source'])
+    large, resized, _ = weights.refit(*loaded, image_size=images.shape[1])
+    assert_allclose(logits_of(large, resized, images), expected['large_logits'], atol=1e-4)
+  weights.save(tmp_path / 'back', *loaded, metadata['source'])
   assert_equal_files(folder / 'model.safetensors', tmp_path / 'back' / 'model.safetensors')
   again, same, _ = weights.load(tmp_path / 'back')
   assert again == model
@@ -90,10 +87,10 @@ def big_vision():
 @pytest.mark.parametrize('prefix', ['params/', 'opt/target/'])
 def test_parameters_are_found_in_the_middle_of_a_training_state(big_vision, prefix, tmp_path):
   tensors, logits = big_vision
-  moments = {f'opt/0/1/{name}': np.zeros_like(value) for name, value in tensors.items()}
-  others = {'opt/0/count': np.int32(3), 'chrono/steps': np.float64(1)}
-  parameters = {prefix + name: value for name, value in tensors.items()}
-  np.savez(tmp_path / 'state.npz', **moments, **others, **parameters)  # moments first
+  state = {f'opt/0/1/{name}': np.zeros_like(value) for name, value in tensors.items()}
+  state |= {'opt/0/count': np.int32(3)}
+  state |= {prefix + name: value for name, value in tensors.items()}  # moments first
+  np.savez(tmp_path / 'state.npz', **state)
   model, loaded, _ = weights.load(tmp_path / 'state.npz')
   assert_allclose(logits_of(model, loaded, IMAGES), logits, atol=1e-5)
 
@@ -109,12 +106,8 @@ def test_a_run_starts_with_a_format_that_is_only_read_and_ours_is_written(big_vi
 
 
 def test_a_file_of_two_towers_is_refused(big_vision, tmp_path):
-  towers = {
-    f'params/{tower}/{name}': value
-    for tower in ('img', 'txt')
-    for name, value in big_vision[0].items()
-  }
-  np.savez(tmp_path / 'lit.npz', **towers)
+  names = [f'params/{tower}/{name}' for tower in ('img', 'txt') for name in big_vision[0]]
+  np.savez(tmp_path / 'lit.npz', **dict.fromkeys(names, np.zeros(2)))
   assert_refused('params/img/, params/txt/', weights.load, tmp_path / 'lit.npz')
 
 

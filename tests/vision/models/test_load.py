@@ -22,14 +22,14 @@ from glora_jax.vision.runs.config import default_config
 
 
 def test_tensors_of_both_16_bit_types_become_one_of_32_bits(timm):
-  names = [f'blocks.{block}.attn.qkv.weight' for block in range(2)]
-  first, second = (timm.tensors[name].copy() for name in names)
-  timm.tensors[names[0]] = first.astype(np.float16)
-  timm.tensors[names[1]] = second.astype(ml_dtypes.bfloat16)
+  expected = []
+  for block, dtype in enumerate((np.float16, ml_dtypes.bfloat16)):
+    name = f'blocks.{block}.attn.qkv.weight'
+    timm.tensors[name] = timm.tensors[name].astype(dtype)
+    expected.append(timm.tensors[name].astype(np.float32).T)
   kernel = timm.load().params['blocks']['attn']['qkv']['kernel']
   assert kernel.dtype == np.float32
-  assert_array_equal(kernel[0].T, first.astype(np.float16))
-  assert_array_equal(kernel[1].T, second.astype(ml_dtypes.bfloat16).astype(np.float32))
+  assert_array_equal(kernel, expected)
 
 
 def test_a_pooler_beside_a_classifier_has_no_say(tmp_path):
@@ -126,29 +126,26 @@ def test_images_are_cropped_as_timm_does(crop_pct, mode, expected):
     'architecture': 'vit_tiny_patch16_224',
     'pretrained_cfg': {'input_size': [3, 224, 224], 'crop_pct': crop_pct, 'crop_mode': mode},
   }
-  facts = FORMATS['timm'].read_config(config)
+  timm, hf = (FORMATS[name] for name in ('timm', 'hf_vit'))
+  facts = timm.read_config(config)
   assert short_side(facts) == expected
   if expected:
     model, metadata = ViT(2, num_heads=4), {'normalization': 'imagenet', **facts}
-    timm, hf = (FORMATS[name] for name in ('timm', 'hf_vit'))
     config = timm.side_files(model, metadata)['config.json']
-    assert short_side(timm.read_config(config)) == expected
     processor = hf.side_files(model, metadata)['preprocessor_config.json']
-    assert short_side({'image_size': 224, **hf.read_preprocessor(processor)}) == expected
+    for again in (timm.read_config(config), {**facts, **hf.read_preprocessor(processor)}):
+      assert short_side(again) == expected
 
 
 @pytest.mark.parametrize(
   'side, fields, expected', [(224, {}, 256), (384, {}, None), (384, {'do_center_crop': True}, 438)]
 )
-def test_images_are_cropped_as_convnexts_and_poolformers_processors_do(side, fields, expected):
+def test_what_processors_of_transformers_do_to_images_is_known_or_refused(side, fields, expected):
+  """Of ConvNeXT and PoolFormer."""
   processor = {'size': {'shortest_edge': side}, 'crop_size': side, 'crop_pct': 0.875, **fields}
-  facts = FORMATS['hf_vit'].read_preprocessor(processor)
-  assert short_side({'image_size': side, **facts}) == expected
-
-
-def test_what_a_processor_does_to_pixels_is_known_or_refused():
-  with pytest.raises(ValueError, match='do_flip_channel_order=True, which is not supported'):
-    FORMATS['hf_vit'].read_preprocessor({'do_flip_channel_order': True})
+  read = FORMATS['hf_vit'].read_preprocessor
+  assert short_side({'image_size': side, **read(processor)}) == expected
+  assert_refused('do_flip_channel_order=True, which', read, {'do_flip_channel_order': True})
 
 
 def short_side(facts):

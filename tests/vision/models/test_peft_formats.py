@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_refused, mixed_loras, trained_variables
+from comparing import assert_refused, assert_trees_equal, mixed_loras, trained_variables
 from numpy.testing import assert_allclose, assert_array_equal
 from peft_files import contents, numbers, write
 from places import FIXTURES
@@ -46,14 +46,10 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   expected[half] = variables['params']['head']['kernel']
   assert_array_equal(contents(tmp_path)[1]['classifier.weight'].T, expected)
   _, read = peft.load(tmp_path, adapted, params)
-  jax.tree.map(assert_array_equal, read['params']['head'], variables['params']['head'])
+  assert_trees_equal(read['params']['head'], variables['params']['head'])
 
 
 FC1 = 'vit.layers.0.mlp.fc1'
-A, B = f'{FC1}.lora_A.weight', f'{FC1}.lora_B.weight'
-LORA = {A: numbers(3, 16), B: numbers(48, 3)}
-CLASSES = 5
-SIDES = ('A', A, 3), ('B', B, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -87,14 +83,14 @@ def test_an_adapter_of_no_format_is_refused(tmp_path):
 def test_an_adapter_of_all_linear_layers_has_one_for_the_classifier_too(module, tmp_path):
   """With the names of transformers 5 and 4."""
   case = trained('hf_vit')
-  of_head = {f'classifier.lora_{side}.weight': LORA[name][:n] for side, name, n in SIDES}
-  of_layer = {name.replace(FC1, module): value for name, value in LORA.items()}
+  down, up = numbers(3, 16), numbers(48, 3)
+  tensors = {'classifier.lora_A.weight': down, 'classifier.lora_B.weight': up[:5]}
+  tensors |= {f'{module}.lora_A.weight': down, f'{module}.lora_B.weight': up}
   adapted = adapt(case.model, IMAGES, space=SearchSpace(3), heads=None)
-  write(tmp_path, {**of_head, **of_layer}, r=3, lora_alpha=3)
+  write(tmp_path, tensors, r=3, lora_alpha=3)
   fixed, variables = peft.load(tmp_path, adapted, case.params)
   own = variables['glora']['head']
-  change = own['B_down'] @ own['B_up']
-  assert_allclose(change, (numbers(48, 3)[:CLASSES] @ numbers(3, 16)).T, atol=1e-6)
+  assert_allclose(own['B_down'] @ own['B_up'], (up[:5] @ down).T, atol=1e-6)
   assert np.flatnonzero(fixed.genome[:, 1]).size == 2
   first = variables['glora']['blocks']['mlp']['fc1']['B_down'][0]
-  assert_array_equal(first, LORA[A].T)
+  assert_array_equal(first, down.T)

@@ -5,7 +5,6 @@ import os
 import subprocess
 
 import jax
-import jax.export
 import numpy as np
 import pytest
 from checkpoints import CLASSES, OURS, assert_equal_params, own, params_of  # noqa: F401, a fixture
@@ -18,17 +17,15 @@ from glora_jax.vision.data.normalization import normalize
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.classifier import Classifier, find_images
 from glora_jax.vision.models.resize import resize_pos_embed
-from glora_jax.vision.models.vit import expected_params
 
 
 def test_the_embedded_backbone_is_small_and_right_about_most_of_its_own_test_set():
   """Its accuracy on all 10,000 images is in its metadata and the README, which says the command."""
   assert os.path.getsize(weights.EMBEDDED_FILE) <= 4 * 2**20
-  model, params, metadata = weights.load(weights.EMBEDDED_FILE)
+  model, _, metadata = weights.load(weights.EMBEDDED_FILE)
   assert metadata['image_size'] == 28
   assert metadata['test_accuracy'] >= 0.87
   assert len(metadata['classes']) == model.num_classes == 10
-  assert params['head']['kernel'].shape == expected_params(model, 28)['head/kernel'].shape
 
 
 def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits():
@@ -67,24 +64,17 @@ def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(own, tmp_path)
 
 def test_exported_models_run_in_a_fresh_process_without_this_package(tmp_path, capsys):
   model, params, metadata = weights.load(FIXTURES / 'timm_vit')
-  path = tmp_path / 'model.jax_export'
+  path, pixels, logits = (tmp_path / name for name in ('model.jax_export', 'in.npy', 'out.npy'))
   convert.main([str(FIXTURES / 'timm_vit'), str(path)])
   printed = capsys.readouterr().out
   assert 'uint8[batch,32,32,3] -> float32[batch,5] on cpu, cuda, tpu' in printed
-  images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-  np.save(tmp_path / 'images.npy', images)
-  command = [
-    *program('vision/programs/call_exported'),
-    path,
-    tmp_path / 'images.npy',
-    tmp_path / 'logits.npy',
-  ]
-  ran = subprocess.run(command, check=True, capture_output=True, text=True)
-  assert ran.stdout.strip() == 'uint8[batch,32,32,3]'
-  expected = jax.jit(model.apply)({'params': params}, normalize(images, metadata['normalization']))
-  assert_allclose(np.load(tmp_path / 'logits.npy'), expected, atol=1e-5)
-  again = jax.export.deserialize(bytearray(path.read_bytes()))
-  assert_allclose(again.call(images[:1]), expected[:1], atol=1e-5)
+  for number in (3, 1):
+    images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8)
+    np.save(pixels, images)
+    subprocess.run([*program('vision/programs/call_exported'), path, pixels, logits], check=True)
+    inputs = normalize(images, metadata['normalization'])
+    expected = jax.jit(model.apply)({'params': params}, inputs)
+    assert_allclose(np.load(logits), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('interpolation', ['bicubic_antialias', 'bicubic', 'linear_corners'])
@@ -97,7 +87,7 @@ def test_the_same_grid_changes_nothing_and_rows_are_no_columns(interpolation):
 
 
 def test_folders_are_searched_in_the_order_of_names_and_paths_stay_in_theirs(photos):
-  inside = [f'{photos}/{name}' for name in ('inside/a.png', 'inside/b.gif', 'inside/deeper/x.bmp')]
+  inside = [f'{photos}/inside/{name}' for name in ('a.png', 'b.gif', 'deeper/x.bmp')]
   above = [f'{photos}/{name}' for name in ('a.JPG', 'b.png', 'c.webp')]
   assert find_images([str(photos)]) == [*above, *inside, f'{photos}/z.tif']
   assert find_images([f'{photos}/z.tif', f'{photos}/inside']) == [f'{photos}/z.tif', *inside]

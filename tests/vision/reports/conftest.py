@@ -22,23 +22,13 @@ def result(task, accuracy, protocol):
   }
   trained = read_published()['trained_on'][task.partition('/')[0]]
   images = {**pages.RESULT['data']['images'], trained: 30}
-  return {
-    **pages.RESULT,
-    'data': {**pages.RESULT['data'], 'images': images},
-    'task': task,
-    'protocol': protocol,
-    'train_on': trained,
-    'structures': {
-      name: pages.structure(250_000, (accuracy - less) / 100, label=label)
-      | {'val_accuracy': None if protocol == 'paper' else 0.5}
-      for name, (label, less) in labels.items()
-    },
-  }
-
-
-def folder(task):
-  """The name of a task's run in a suite."""
-  return task.partition('/')[2]
+  data = {**pages.RESULT['data'], 'images': images}
+  fields = {'data': data, 'task': task, 'protocol': protocol, 'train_on': trained}
+  structures = {}
+  for name, (label, less) in labels.items():
+    structures[name] = pages.structure(250_000, (accuracy - less) / 100, label=label)
+    structures[name]['val_accuracy'] = None if protocol == 'paper' else 0.5
+  return {**pages.RESULT, **fields, 'structures': structures}
 
 
 @pytest.fixture
@@ -46,9 +36,9 @@ def make_board():
   """A function from the results' accuracies by task to a suite that has them."""
 
   def make(accuracies, suite='vtab/all', protocol='honest'):
-    cells = {folder(task): Cell(task) for task in expand(suite)}
+    cells = {task.partition('/')[2]: Cell(task) for task in expand(suite)}
     results = {
-      folder(task): result(task, accuracy, protocol) for task, accuracy in accuracies.items()
+      task.partition('/')[2]: result(task, share, protocol) for task, share in accuracies.items()
     }
     return Board(suite, cells, results)
 

@@ -1,7 +1,6 @@
 """Pages of made-up results, and a parser of them."""
 
-import dataclasses
-from typing import Any
+import types
 
 import html_pages
 import numpy as np
@@ -50,46 +49,15 @@ RESULT = {  # of a run, but for its structures
   'allocation': {'head_epochs': 6, 'epochs': 4},
 }
 
-MEMORY = {'arguments': 2**20, 'outputs': 0, 'temporaries': 3 * 2**30}
-PROGRAMS = {
-  'supernet': {'training steps': {'seconds': 61.4, 'memory': MEMORY}},
-  'training/lora': {'scoring': {'seconds': 0.25, 'memory': {}}},  # the backend does not know
-}
-
-
-@dataclasses.dataclass
-class Findings:
-  """What `report.write_run` is given of a run, but for its folder."""
-
-  result: dict
-  spec: Any
-  archive: Any
-  allocation: Any
-  outcome: Any
-
-
-def pixels(indices):
-  """Black images."""
-  return np.zeros((len(indices), 8, 8, 3), np.uint8)
-
 
 def make_outcome(classes, labels, answers, shares):
-  """Answers with their probabilities; all other classes of an image share the rest."""
+  """Answers to black images with their probabilities; all other classes share the rest."""
   rest = (1 - shares) / (len(classes) - 1)
   probabilities = np.repeat(rest[:, None], len(classes), axis=1)
   probabilities[np.arange(len(labels)), answers] = shares
   files = [f'{classes[label]}/{number}.jpg' for number, label in enumerate(labels)]
-  return Outcome(classes, labels, answers, probabilities, pixels, files)
-
-
-def by_class(outcome):
-  """The metrics of every class, as `result.json` has them."""
-  matrix = metrics.confusion_matrix(outcome.labels, outcome.classes, len(outcome.names))
-  columns = metrics.by_class(matrix)
-  return {
-    field: with_nulls(dict(zip(outcome.names, column.tolist(), strict=True)))
-    for field, column in columns.items()
-  }
+  black = np.zeros((len(labels), 8, 8, 3), np.uint8)
+  return Outcome(classes, labels, answers, probabilities, black.__getitem__, files)
 
 
 def structure(params, accuracy, paired=None, **fields):
@@ -102,25 +70,37 @@ def structure(params, accuracy, paired=None, **fields):
 
 
 def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
-  """A search that is over, on 40 test images of which 8 are wrong, and a gradient's structure."""
+  """What `report.write_run` is given: a search that is over, and a gradient's structure.
+
+  Of 40 test images 8 are wrong.
+  """
   spec, genome = allocation.spec, allocation.genome
   smaller = genome * np.array([[1], [0]], np.int8)
-  genomes = np.stack([smaller, genome, genome, smaller])
-  archive = Archive.empty(spec).extended(genomes[:2], [5, 8], [9.0, 4.0], generation=0)
-  archive = archive.extended(genomes[2:], [9, 6], [3.0, 8.0], generation=1)
+  archive = Archive.empty(spec).extended(np.stack([smaller, genome]), [5, 8], [9.0, 4.0], 0)
+  archive = archive.extended(np.stack([genome, smaller]), [9, 6], [3.0, 8.0], 1)
   labels = np.arange(40) % len(classes)
   answers = np.where(np.arange(40) % 5, labels, (labels + 1) % len(classes))
+  columns = metrics.by_class(metrics.confusion_matrix(labels, answers, len(classes)))
   params = int(count_params(spec, genome))
   described = {'genome': genome.tolist(), 'layers': describe(spec, genome)}
+  memory = {'arguments': 2**20, 'outputs': 0, 'temporaries': 3 * 2**30}
   result = {
     **RESULT,
     'task': IMAGE,
     'provenance': [MADE],
-    'programs': PROGRAMS,
+    'programs': {
+      'supernet': {'training steps': {'seconds': 61.4, 'memory': memory}},
+      'training/lora': {'scoring': {'seconds': 0.25, 'memory': {}}},  # the backend does not know
+    },
     'presets': {'lora': {'params': 24, 'accuracy': 0.6}},
     'fitness': 'accuracy',
     'keeps_best': False,
     'base': {'image_size': 8, 'num_classes': len(classes)},
+    'calibration_error': 0.125,
+    'by_class': {
+      field: with_nulls(dict(zip(classes, column.tolist(), strict=True)))
+      for field, column in columns.items()
+    },
     'structures': {
       'linear': structure(0, 0.5, (14, 2), label='linear probe'),
       'lora': structure(24, 0.75, (3, 1), label='lora:2', best_epoch=2),
@@ -130,8 +110,8 @@ def make_findings(allocation, classes=('cat', SCRIPT, 'dog')):
     },
   }
   outcome = make_outcome(classes, labels, answers, np.linspace(0.5, 0.99, 40))
-  result |= {'calibration_error': 0.125, 'by_class': by_class(outcome)}
-  return Findings(result, spec, archive, allocation, outcome)
+  found = {'result': result, 'spec': spec, 'archive': archive, 'allocation': allocation}
+  return types.SimpleNamespace(**found, outcome=outcome)
 
 
 METRICS = """\
@@ -161,18 +141,15 @@ GRID = {  # accuracies of every seed, by structure and budget; the gradient has 
 
 def make_grid(allocation, task=SCRIPT):
   """A grid of five structures with two seeds, of which LoRA has tried two rates."""
-  described = {
-    'genome': allocation.genome.tolist(),
-    'layers': describe(allocation.spec, allocation.genome),
-  }
+  genome, spec = allocation.genome, allocation.spec
+  described = {'genome': genome.tolist(), 'layers': describe(spec, genome)}
   cells, results = {}, {}
   for rate, accuracy in ((1e-3, 0.5), (4e-3, 0.75)):
-    folder = f'lora/rate-{rate}'
-    cells[folder] = Cell(task, 'lora', None, 1000, rate)
-    results[folder] = grid_result(task, 'lora', None, 1000, 180, accuracy, described)
-    del results[folder]['structures']['lora']['test_accuracy']
-    images = {split: n for split, n in RESULT['data']['images'].items() if split != 'test'}
-    results[folder]['data'] = {**RESULT['data'], 'images': images}
+    cells[f'lora/rate-{rate}'] = Cell(task, 'lora', None, 1000, rate)
+    tried = grid_result(task, 'lora', None, 1000, 180, accuracy, described)
+    del tried['structures']['lora']['test_accuracy']
+    tried['data'] = {**RESULT['data'], 'images': {'train': 20, 'val': 10}}
+    results[f'lora/rate-{rate}'] = tried
   for (name, budget), (params, accuracies) in GRID.items():
     for seed, accuracy in enumerate(accuracies):
       folder = f'{name}-{budget}/{seed}' if budget else f'{name}/{seed}'
@@ -188,6 +165,16 @@ def grid_result(task, name, budget, seed, params, accuracy, described):
   found['val_accuracy'] = 0.5 if seed < 1000 else accuracy
   fields = {'task': task, 'seed': seed, 'structure': name, 'result': name, 'budget': budget}
   return {**RESULT, **fields, 'structures': {name: found}, 'provenance': [MADE]}
+
+
+def board_of(shares, suite='pets'):
+  """A grid of (validation, test accuracy) by (task, structure, seed)."""
+  cells = {'/'.join(map(str, key)): Cell(key[0], key[1], None, key[2]) for key in shares}
+  results = {}
+  for folder, ((task, name, seed), (val, test)) in zip(cells, shares.items(), strict=True):
+    results[folder] = grid_result(task, name, None, seed, 9, test, {})
+    results[folder]['structures'][name]['val_accuracy'] = val
+  return Board(suite, cells, results)
 
 
 def write_board(folder, board):

@@ -16,9 +16,6 @@ def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is
   for name in ('linear', 'lora', 'gradient'):
     result['structures'][name] |= pages.structure(0, 0.5, paired)
   assert accuracy.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
-  for each in result['structures'].values():
-    each['test_accuracy'] = 0.9
-  assert ', the same accuracy as the linear probe and ' in accuracy.tell_verdict(result)
 
 
 def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_images(allocation):
@@ -29,21 +26,8 @@ def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_im
   assert '5.0 points more than lora:2' in accuracy.tell_verdict(result)
   lora['val_accuracy'] = gradient['val_accuracy'] = None
   told = accuracy.tell_verdict(result)
-  assert 'lora:2' not in told
   assert 'the linear probe' in told
-  assert "the gradient's structure" not in told
-
-
-def test_one_sentence_says_what_is_called_the_result_and_why(allocation):
-  result = pages.make_findings(allocation).result
-  structures = result['structures']
-  for fields, sentence in (
-    ({}, 'is the searched structure:'),
-    ({'result': 'lora', 'chosen_from': ['lora']}, 'report.result'),
-    ({'chosen_from': ['search', 'lora']}, 'is the best of search, lora on the validation images'),
-  ):
-    assert sentence in accuracy.tell_result({**result, **fields})
-  assert not accuracy.tell_result({**result, 'structures': {'search': structures['search']}})
+  assert not any(name in told for name in ('lora:2', "the gradient's structure"))
 
 
 def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_matrix():
@@ -54,16 +38,9 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
   assert told == '3 of 5 test images are misclassified.'
   shown = [(image.probability, image.file) for image in images.images]
   assert shown == [('90.0%', 'a_b/1.jpg'), ('80.0%', 'a_b/0.jpg'), ('80.0%', 'x|y/4.jpg')]
-  assert pairs.bars == [
-    ('a_b, mistaken for dog', 2, '2 of 3'),
-    ('x|y, mistaken for a_b', 1, '1 of 1'),
-  ]
-  assert [[count for count, _ in cells] for _, cells in confusion.rows] == [
-    [1, 2, 0],
-    [0, 1, 0],
-    [1, 0, 0],
-  ]
-  assert not errors.blocks_of(found._replace(names=[f'class {n}' for n in range(41)]))[1]
+  assert [bar[1:] for bar in pairs.bars] == [(2, '2 of 3'), (1, '1 of 1')]
+  counts = [[count for count, _ in cells] for _, cells in confusion.rows]
+  assert counts == [[1, 2, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_the_table_has_a_column_for_every_further_test_set(allocation):
@@ -84,34 +61,11 @@ def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocat
   ]
 
 
-def without_search(result):
-  """A result of a run that did not search."""
-  return {**result, 'evaluations': None}
-
-
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
-def test_no_more_is_said_of_a_structure_than_is_known(allocation, structure):
-  result = without_search(pages.make_findings(allocation).result) | {'structure': structure}
-  is_known = structure != 'runs/x/genome.json'
-  for keeps_best in (False, True):
-    text = making.tell_protocol({**result, 'keeps_best': keeps_best})
-    assert ('does not record how it was chosen' in text) != is_known
-    assert ('epochs to keep were chosen' in text) == keeps_best
-
-
-def test_nothing_was_frozen_in_full_finetuning(allocation):
-  result = without_search(pages.make_findings(allocation).result)
-  assert 'was frozen' in making.tell_run(result, allocation.spec)
-  result['result'] = 'finetuning'
-  result['structures'] = {'finetuning': pages.structure(9, 0.5) | {'genome': []}}
-  assert 'frozen' not in making.tell_run(result, allocation.spec)
-
-
-def test_the_page_says_that_a_supernet_saw_no_validation_image(allocation):
-  result = pages.make_findings(allocation).result | {'train_on': 'train+val'}
-  text = making.tell_protocol(result)
-  assert 'with a supernet trained on the training images only' in ' '.join(text.split())
-  assert 'for all epochs' not in text  # a searched structure is finetuned, for fewer
+def test_how_a_structure_of_a_file_was_chosen_is_not_made_up(allocation, structure):
+  result = pages.make_findings(allocation).result
+  text = making.tell_protocol({**result, 'evaluations': None, 'structure': structure})
+  assert ('does not record how it was chosen' in text) == structure.endswith('.json')
 
 
 def test_the_adapters_base_is_fetched_with_its_checksum():

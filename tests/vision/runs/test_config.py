@@ -32,23 +32,12 @@ def test_configs_are_complete_and_know_their_task(name, arguments, task):
   assert check_config(get_config(name, *arguments)).task == task
 
 
-@pytest.mark.parametrize(
-  'arguments, structure, ranks',
-  [
-    (('beans',), 'gradient', None),
-    (('beans,rank=3',), 'gradient', (1, 2, 3)),
-    (('beans,structure=search,rank=8',), 'search', (8,)),
-  ],
-)
-def test_a_task_of_ones_own_takes_its_structure_from_a_gradient(arguments, structure, ranks):
-  settings = check_config(get_config('own', *arguments))
-  assert (settings.structure, settings.space.ranks) == (structure, ranks)
-
-
 @pytest.mark.parametrize('epochs, warmup', [(4, 0), (12, 1), (20, 10)])
-def test_any_number_of_epochs_leaves_something_to_a_task_of_ones_own(epochs, warmup):
+def test_a_task_of_ones_own_takes_its_structure_from_a_gradient_for_some_of_any_number_of_epochs(
+  epochs, warmup
+):
   settings = check_config(get_config('own', f'beans,epochs={epochs}'))
-  assert settings.training.warmup_epochs == warmup
+  assert (settings.structure, settings.training.warmup_epochs) == ('gradient', warmup)
   assert settings.allocation.shortened(settings.training).epochs == epochs - 2
 
 
@@ -60,24 +49,12 @@ def test_finetuning_is_the_training_but_for_what_finetune_says():
   expected = dataclasses.replace(training, epochs=5, warmup_epochs=5)
   assert check_config(config).finetuning == expected
   config.finetune.update(warmup_epochs=2, learning_rate=0.2)
-  expected = dataclasses.replace(training, epochs=5, warmup_epochs=2, learning_rate=0.2)
+  expected = dataclasses.replace(expected, warmup_epochs=2, learning_rate=0.2)
   assert check_config(config).finetuning == expected
-  config.finetune.warmup_epochs = 6
-  with pytest.raises(ValueError, match=r'finetune\.warmup_epochs=6 is more than epochs=5'):
-    check_config(config)
 
 
 def test_the_defaults_are_those_of_the_settings():
   assert check_config(default_config()) == RunSettings()
-
-
-def test_a_rate_may_be_of_any_preset_with_its_rank():
-  config = default_config()
-  config.suite.rate['scale_shift_lora:1'] = 2e-3
-  assert check_config(config).suite.rate['scale_shift_lora:1'] == 2e-3
-  config.suite.rate['lorra'] = 2e-3
-  with pytest.raises(ValueError, match=r"suite.rate: The preset 'lorra' is unknown"):
-    check_config(config)
 
 
 def test_open_ranks_are_those_of_the_structure():
@@ -104,13 +81,14 @@ def test_the_help_of_the_config_shows_its_fields(flag, names):
 
 
 def test_arguments_reach_the_fields():
-  config = get_config('vtab', 'cifar100,source=noah,root=/data,rank=2')
-  assert (config.data.source, config.data.root, config.space.ranks) == ('noah', '/data', (2,))
-  assert get_config('vtab', 'cifar100,root=2024').data.root == '2024'
+  config = get_config('vtab', 'cifar100,source=noah,root=2024,rank=2')
+  assert (config.data.source, config.data.root, config.space.ranks) == ('noah', '2024', (2,))
   config = get_config('own', '~/x.csv,weights=dinov2-S/14,budget=5000,rank=16')
   assert config.task.startswith('csv:/')
   assert (config.model.weights, config.budget) == ('dinov2-S/14', 5000)
   assert config.allocation.max_rank == 16
+  for arguments, ranks in (('rank=3', (1, 2, 3)), ('structure=search,rank=8', (8,))):
+    assert get_config('own', f'beans,{arguments}').space.ranks == ranks
 
 
 def test_every_number_of_a_config_has_a_range():
@@ -119,23 +97,14 @@ def test_every_number_of_a_config_has_a_range():
   assert all(field.limits for field in fields)
 
 
-def test_a_run_has_images_to_measure_on():
-  config = default_config()
-  config.update(structure='lora', train_on='train+val', test=False)
-  with pytest.raises(ValueError, match='test=False leaves no images to measure on'):
-    check_config(config)
-
-
 def test_all_mistakes_of_a_config_are_said_at_once():
   config = default_config()
   config.update_from_flattened_dict({'training.epochs': 5, 'sampling.paths': 0, 'budget': -1.0})
   config.search = 3
   config.finetune.momentum = 0.9
   del config.mesh
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     check_config(config)
-  assert 'mesh is missing' in str(caught.value)
-  assert 'momentum=0.9 is unknown' in str(caught.value)
   assert {line.partition(' ')[0] for line in str(caught.value).split('\n')} == {
     'mesh',
     'budget=-1.0',
@@ -144,13 +113,6 @@ def test_all_mistakes_of_a_config_are_said_at_once():
     'search=3',
     'finetune.momentum=0.9',
   }
-
-
-def test_a_budget_that_is_no_whole_number_is_a_mistake_of_the_config():
-  config = default_config()
-  config.budget = 0.5
-  with pytest.raises(UserError, match='must be an integer or None'):
-    check_config(config)
 
 
 def test_events_without_their_package_are_explained(monkeypatch):

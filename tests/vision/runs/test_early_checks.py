@@ -15,10 +15,8 @@ from glora_jax.search import transfer
 from glora_jax.search.unit_scores import UnitScores
 from glora_jax.training.sampling import Sampling
 from glora_jax.vision.models import weights
-from glora_jax.vision.runs import experiment, job
+from glora_jax.vision.runs import experiment
 from glora_jax.vision.runs.backbone import load_backbone
-from glora_jax.vision.runs.config import check_config
-from glora_jax.vision.runs.context import never
 from glora_jax.vision.runs.fitting import choose_prior, fit_batches
 from glora_jax.vision.runs.settings import (
   AllocationSettings,
@@ -27,13 +25,7 @@ from glora_jax.vision.runs.settings import (
   TrainingSettings,
 )
 from glora_jax.vision.runs.stage import keys_of
-from glora_jax.vision.runs.workdir import LOCK, Stopped, freeze_test_list
-
-
-def prepared(config, workdir):
-  workdir.mkdir()
-  with job.begin(check_config(config), stages_of(config), str(workdir), never) as context:
-    return context
+from glora_jax.vision.runs.workdir import LOCK, Stopped
 
 
 def fitted(settings, counts=None):
@@ -46,14 +38,16 @@ COUNTS = {'train': 18, 'val': 4, 'test': 4, 'train+val': 22}
 
 
 def test_a_batch_that_the_images_do_not_fill_shrinks_and_says_so(caplog):
+  assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
+  assert not caplog.text
   found = fitted(RunSettings())
   assert 'training.batch_size=64 is more than the 18 training images' in caplog.text
   assert (found.training.batch_size, found.finetuning.batch_size) == (18, 18)
-  accumulating = RunSettings(training=TrainingSettings(accumulate=4))
-  assert fitted(accumulating).training.batch_size == 16
-  paths = RunSettings(sampling=Sampling(paths=5))
-  assert fitted(paths).training.batch_size == 15
-  assert fitted(RunSettings(), {**COUNTS, 'train': 64}) == RunSettings()
+  for fields, expected in (
+    ({'training': TrainingSettings(accumulate=4)}, 16),
+    ({'sampling': Sampling(paths=5)}, 15),
+  ):
+    assert fitted(RunSettings(**fields)).training.batch_size == expected
 
 
 @pytest.mark.parametrize('name, prior', [('embedded', 'transfer'), ('mine', 'shifts')])
@@ -70,16 +64,11 @@ def photos(tmp_path):
   return tmp_path / 'photos'
 
 
-def test_a_run_notes_that_an_epoch_has_few_steps_or_a_batch_is_smaller_than_asked_for(
-  run_config, photos, tmp_path, caplog
-):
-  context = prepared(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
+def test_a_run_notes_that_an_epoch_has_few_steps(run_config, photos, tmp_path, caplog):
+  context = context_of(changed(run_config, task=f'folder:{photos}'), tmp_path / 'run')
   *_, note = context.task.notes
   assert note.startswith('16 training images in batches of 16: 1 step an epoch; ')
   assert note in caplog.text
-  config = changed(run_config, task=f'folder:{photos}', training__batch_size=64)
-  notes = context_of(config, tmp_path / 'large').task.notes
-  assert any(note.startswith('training.batch_size=64 is more than the') for note in notes)
 
 
 def test_decoded_images_are_kept_apart_from_those_of_the_task(run_config, photos, tmp_path):
@@ -95,40 +84,21 @@ def test_a_corrected_config_starts_where_the_first_start_failed(run_config, phot
   wrong = changed(run_config, task=f'folder:{photos}', model__weights='typo')
   with pytest.raises(FileNotFoundError, match='typo'):
     experiment.run(wrong, str(workdir))
+  workdir.joinpath('notes.txt').write_text('mine')
+  # Other images: nothing has been trained on the first ones.
   right = changed(wrong, model__weights=run_config.model.weights)
-  with pytest.raises(Stopped, match='before the stage supernet'):
-    experiment.run(right, str(workdir), stop=always)
-  assert ',a/' in (workdir / 'images.csv').read_text()
-  (workdir / 'notes.txt').write_text('mine')
-  with pytest.raises(Stopped):  # other images: nothing has been trained on the first ones
-    experiment.run(run_config, str(workdir), stop=always)
-  assert ',a/' not in (workdir / 'images.csv').read_text()
+  for config, is_first in ((right, True), (run_config, False)):
+    with pytest.raises(Stopped, match='before the stage supernet'):
+      experiment.run(config, str(workdir), stop=always)
+    assert (',a/' in (workdir / 'images.csv').read_text()) == is_first
   assert (workdir / 'notes.txt').read_text() == 'mine'
   assert read_json(workdir / 'config.json')['task'] == 'digits'
 
 
-def test_stages_of_images_that_have_changed_run_again_until_the_test(
-  run_config, photos, tmp_path, caplog
-):
-  config = changed(run_config, task=f'folder:{photos}')
-  workdir = tmp_path / 'run'
-
-  def start_training():
-    with pytest.raises(Stopped, match='supernet'):
-      experiment.run(config, str(workdir), stop=(workdir / 'supernet').exists)
-
-  start_training()
-  key = read_json(workdir / 'supernet' / 'stage.json')['key']
-  Image.new('L', (9, 9)).save(min((photos / 'a').iterdir()))
-  start_training()
-  assert 'the images are not those of the last start (1 changed; a/' in caplog.text
-  assert 'run again: supernet' in caplog.text
-  freeze_test_list(workdir, {'version': '1', 'result': 'search', 'structures': {}})
-  for path in (photos / 'b').iterdir():
-    Image.new('L', (9, 9)).save(path)
-  with pytest.raises(ValueError, match=r'test images were read \(10 changed; b/'):
-    experiment.run(config, str(workdir))
-  assert read_json(workdir / 'supernet' / 'stage.json')['key'] == key
+def keys_in(config, workdir):
+  """The keys of the stages of a config's run."""
+  context = context_of(config, workdir)
+  return keys_of(context, [stage for stage in stages_of(context.settings) if stage.has_folder])
 
 
 TRAININGS = ['training/linear', 'training/lora']
@@ -139,22 +109,17 @@ TRAININGS = ['training/linear', 'training/lora']
   [
     ({}, {'test': [], 'val': [*TRAININGS, 'search', 'finetune']}),
     ({'protocol': 'paper'}, {'test': ['search']}),
-    (
-      {'structure': 'gradient'},
-      {'test': [], 'val': [*TRAININGS, 'training/gradient']},
-    ),
+    ({'structure': 'gradient'}, {'test': [], 'val': [*TRAININGS, 'training/gradient']}),
   ],
 )
 def test_a_changed_image_runs_again_what_uses_its_split_and_nothing_more(
   fields, again, run_config, photos, tmp_path
 ):
   config = changed(run_config, task=f'folder:{photos}', training__epochs=5, **fields)
-  stages = [stage for stage in stages_of(config) if stage.has_folder]
-  context = context_of(config, tmp_path / 'run')
-  keys = keys_of(context, stages)
-  for split, expected in {**again, 'train': [stage.name for stage in stages]}.items():
-    Image.new('L', (9, 9)).save(context.task.open(split)[0].path)
-    before, keys = keys, keys_of(context_of(config, tmp_path / 'run'), stages)
+  task, keys = context_of(config, tmp_path / 'run').task, keys_in(config, tmp_path / 'run')
+  for split, expected in {**again, 'train': [*keys]}.items():
+    Image.new('L', (9, 9)).save(task.open(split)[0].path)
+    before, keys = keys, keys_in(config, tmp_path / 'run')
     assert [name for name in keys if keys[name] != before[name]] == expected
 
 
@@ -162,49 +127,45 @@ def write_weights_and_scores(folder, config, number):
   """Two files, which depend on the number."""
   model, params, metadata = weights.load(config.model.weights)
   params['head']['bias'] = params['head']['bias'] + number
-  weights.save(str(folder / 'model.safetensors'), model, params, metadata)
-  spec = context_of(config, folder / 'run').adapted.spec
-  of_vectors = 1.0 + number * np.arange(len(spec))
-  of_ranks = of_vectors[:, None]
-  scores = UnitScores(of_vectors, of_ranks, of_ranks, of_vectors, of_vectors)
-  transfer.write(folder / 'scores.json', spec, [scores])
+  weights.save(str(folder / 'weights'), model, params, metadata)
+  spec = context_of(changed(config, structure='gradient'), folder / 'run').adapted.spec
+  ranks = 1.0 + number * np.arange(len(spec))[:, None]
+  scores = UnitScores(ranks[:, 0], ranks, ranks, ranks[:, 0], ranks[:, 0])
+  transfer.write(folder / 'scores', spec, [scores])
 
 
 @pytest.mark.parametrize(
-  'structure, field, again',
+  'structure, moved, again',
   [
-    ('gradient', 'model__weights', ['head', 'gradient', 'structure', 'training/gradient']),
-    ('gradient', 'allocation__transfer', ['gradient', 'structure', 'training/gradient']),
-    ('transfer', 'allocation__transfer', ['structure', 'training/transfer']),
+    ('gradient', 'weights', ['head', 'gradient', 'structure', 'training/gradient']),
+    ('gradient', 'scores', ['gradient', 'structure', 'training/gradient']),
+    ('transfer', 'scores', ['structure', 'training/transfer']),
   ],
 )
 def test_a_moved_file_of_weights_or_scores_runs_nothing_again_and_another_one_what_reads_it(
-  structure, field, again, run_config, tmp_path
+  structure, moved, again, run_config, tmp_path
 ):
   config = changed(run_config, structure=structure, presets=None, training__epochs=5)
   for number, name in enumerate(('first', 'other')):
-    write_weights_and_scores(tmp_path / name, changed(config, structure='gradient'), number)
+    write_weights_and_scores(tmp_path / name, config, number)
   shutil.copytree(tmp_path / 'first', tmp_path / 'moved')
   found = []
-  for place in ('first', 'moved', 'other'):
-    folders = {'model__weights': 'first', 'allocation__transfer': 'first', field: place}
-    names = {'model__weights': 'model.safetensors', 'allocation__transfer': 'scores.json'}
-    paths = {name: str(tmp_path / folder / names[name]) for name, folder in folders.items()}
-    context = context_of(changed(config, **paths), tmp_path / 'run')
-    stages = [stage for stage in stages_of(context.settings) if stage.has_folder]
-    found.append(keys_of(context, stages))
-  first, moved, other = found
-  assert moved == first
-  assert [name for name in other if other[name] != first[name]] == again
+  for folder in ('first', 'moved', 'other'):
+    paths = {name: str(tmp_path / 'first' / name) for name in ('weights', 'scores')}
+    paths[moved] = str(tmp_path / folder / moved)
+    fields = {'model__weights': paths['weights'], 'allocation__transfer': paths['scores']}
+    found.append(keys_in(changed(config, **fields), tmp_path / 'run'))
+  assert found[0] == found[1]
+  assert [name for name, key in found[2].items() if found[0][name] != key] == again
 
 
 def test_no_image_is_decoded_twice(run_config, photos, tmp_path, read):
   config = changed(run_config, task=f'folder:{photos}', train_on='train+val')
-  found = context_of(config, tmp_path / 'run')
+  images = context_of(config, tmp_path / 'run').images
   assert len(set(read)) == len(read) == 20
-  for first, *others in (('train+val', 'train', 'val'), ('test',)):
-    parts = [np.asarray(found.images.split(split).images) for split in (first, *others)]
-    np.testing.assert_array_equal(parts[0], np.concatenate(parts[1:] or parts))
+  whole, *parts = (images.split(split).images for split in ('train+val', 'train', 'val'))
+  np.testing.assert_array_equal(whole, np.concatenate(parts))
+  assert len(images.split('test').images) == 2
   assert len(read) == 20
 
 
@@ -219,12 +180,15 @@ def test_a_normalization_that_weights_do_not_say_comes_from_the_config(tmp_path,
   with pytest.raises(ValueError, match=r'set model\.normalization'):
     load_backbone(ModelSettings(), ours, 3)
   theirs = shutil.copy(FIXTURES / 'timm_vit' / 'model.safetensors', tmp_path)
-  for given, found in ((None, 'inception'), ('clip', 'clip')):
-    caplog.clear()
-    settings = ModelSettings(num_heads=4, normalization=given)
-    assert load_backbone(settings, theirs, 3)[2]['normalization'] == found
-    assert ('assuming' in caplog.text) == (given is None)
-  assert load_backbone(ModelSettings(normalization='clip'), ours, 3)[2]['normalization'] == 'clip'
+  for path, given, found in (
+    (ours, 'clip', 'clip'),
+    (theirs, 'clip', 'clip'),
+    (theirs, None, 'inception'),
+  ):
+    assert not caplog.text
+    settings = ModelSettings(num_heads=4 if path == theirs else None, normalization=given)
+    assert load_backbone(settings, path, 3)[2]['normalization'] == found
+  assert 'assuming' in caplog.text
 
 
 def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tmp_path):
@@ -235,18 +199,15 @@ def test_a_folder_of_another_model_is_found_before_the_last_stage(run_config, tm
 
 
 @pytest.mark.parametrize(
-  'side, name, is_noted',
-  [(100, 'embedded', True), (99, 'embedded', False), (100, None, False)],
+  'side, name, is_noted', [(100, 'embedded', True), (99, 'embedded', False), (100, None, False)]
 )
 def test_the_small_backbone_is_said_to_suit_trials_of_photographs_only(
-  side, name, is_noted, run_config, tmp_path
+  side, name, is_noted, run_config, photos, tmp_path
 ):
   """Also if some of the images are small."""
-  for number in range(20):
-    path = tmp_path / 'photos' / 'ab'[number % 2] / f'{number}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', (120, side if number % 4 < 2 else 8)).save(path)
-  config = changed(run_config, task=f'folder:{tmp_path / "photos"}', training__batch_size=4)
+  for path in [*photos.rglob('*.png')][::2]:
+    Image.new('RGB', (120, side)).save(path)
+  config = changed(run_config, task=f'folder:{photos}')
   config.model.weights = name or run_config.model.weights
-  notes = prepared(config, tmp_path / 'run').task.notes
+  notes = context_of(config, tmp_path / 'run').task.notes
   assert ('weights=dinov2-S/14' in ' '.join(notes)) == is_noted

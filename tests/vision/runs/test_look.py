@@ -46,47 +46,39 @@ def test_the_size_of_weights_that_are_here_is_known(backbone, tmp_path):
   """Heads that a file does not say are the config's."""
   saved = str(tmp_path / 'vit.safetensors')
   weights.save(saved, *weights.load(backbone), 'timm')
-  known = [('embedded', None), ('in21k-B/16', None), (saved, 2)]
-  found = (metadata_here(ModelSettings(weights=name, num_heads=heads)) for name, heads in known)
-  sizes = [metadata.get('image_size') for metadata in found]
-  assert sizes == [28, None, 8]
-
-
-def test_a_contact_sheet_is_drawn_with_any_names(config, tmp_path):
-  config.model.update(image_size=None, weights='in21k-B/16')
-  look.show(check_config(config), str(tmp_path / 'sheet.png'))
-  with Image.open(tmp_path / 'sheet.png') as sheet:
-    assert sheet.width > 400
+  for name, heads, size in (('embedded', None, 28), ('in21k-B/16', None, None), (saved, 2, 8)):
+    assert metadata_here(ModelSettings(weights=name, num_heads=heads)).get('image_size') == size
 
 
 def test_the_command_replaces_a_file_only_when_asked(tmp_path):
   write_images(tmp_path, IMAGES)
   (tmp_path / 'batch.png').write_bytes(b"a stranger's")
-  before = digests(tmp_path)
-
-  def show(*words):
-    command = [sys.executable, '-m', 'glora_jax.main', '--config', 'own:.,tiny=True', '--show']
-    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    return subprocess.run(
-      [*command, *words], capture_output=True, text=True, cwd=tmp_path, env=env
-    ).stderr
-
-  assert 'batch.png already exists; choose another path, or pass --overwrite' in show()
-  assert digests(tmp_path) == before
-  assert 'error' not in show('--overwrite')
-  after = digests(tmp_path)
-  assert {path.name for path in after if after[path] != before.get(path)} == {'batch.png'}
+  command = [sys.executable, '-m', 'glora_jax.main', '--config', 'own:.,tiny=True', '--show']
+  options = {'cwd': tmp_path, 'env': {**os.environ, 'PYTHONPATH': str(ROOT)}}
+  for words, is_refused in (([], True), (['--overwrite'], False)):
+    ran = subprocess.run([*command, *words], capture_output=True, text=True, **options)
+    assert ('batch.png already exists' in ran.stderr) == is_refused == (ran.returncode == 1)
 
 
 @pytest.mark.parametrize('name', [f'dog/../{IMAGES[0]}', 'labels.csv'])
 def test_what_a_csv_names_is_never_replaced(config, tmp_path, name):
-  lines = ['path,label', *(f'{image},{image[:3]}' for image in IMAGES)]
+  """The sheet is drawn with any names of classes."""
+  lines = ['path,label', *(f'{image},{image.split("/")[0]}' for image in IMAGES)]
   (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  sheet = tmp_path / 'sheet.png'
+  sheet.write_bytes(b"a stranger's")
   before = digests(tmp_path)
   config.task = f'csv:{tmp_path}/labels.csv'
+  config.model.update(image_size=None, weights='in21k-B/16')
+  settings = check_config(config)
   with pytest.raises(FileExistsError, match=r'would replace .*, an input'):
-    look.show(check_config(config), str(tmp_path / name), overwrite=True)
+    look.show(settings, str(tmp_path / name), overwrite=True)
   assert digests(tmp_path) == before
+  look.show(settings, str(sheet), overwrite=True)
+  with Image.open(sheet) as picture:
+    assert picture.width > 400
+  changed = {path for path, digest in digests(tmp_path).items() if before[path] != digest}
+  assert {path.name for path in changed} == {'sheet.png'}
 
 
 def test_a_look_at_weights_downloads_none_and_names_a_wrong_path(
@@ -121,8 +113,7 @@ def test_images_that_cannot_be_decoded_are_not_ready(skip_broken, config, tmp_pa
 
 def test_a_suite_is_looked_at_without_preparing_anything(config, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(tfds, 'prepare', lambda builder: pytest.fail('prepared'))
-  config.task = 'vtab/all'
-  config.data.dir = str(tmp_path)
+  config.task, config.data.dir = 'vtab/all', str(tmp_path)
   assert not look.check(check_config(config))
   printed = capsys.readouterr().out
   assert '0 of 19 ready.' in printed

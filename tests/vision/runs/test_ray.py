@@ -70,11 +70,6 @@ def add_nodes(cluster):
     cluster.add_node(**NODE)
 
 
-def folders_of(workdir):
-  """The folders of the runs of a suite that lists no structures."""
-  return [workdir / 'oxford_pets' / '1' / str(seed) for seed in SEEDS]
-
-
 def left_by(workdir):
   """The table of a suite, and what its runs leave, times apart."""
   with open(workdir / 'table.csv') as file:
@@ -101,13 +96,13 @@ def raylet_of(lock):
   return None
 
 
-def run_and_kill_a_node(cluster, config, workdir, locks):
-  """Runs a suite on three nodes; one is killed that holds a lock, whose name matches a pattern."""
+def run_and_kill_a_node(cluster, config, workdir):
+  """Runs a suite on three nodes, of which one is killed that holds the lock of a run."""
   add_nodes(cluster)
   dead = []
 
   def kill_once():
-    for node, lock in itertools.product(cluster.worker_nodes, workdir.glob(locks)):
+    for node, lock in itertools.product(cluster.worker_nodes, workdir.glob(f'*/1/*/{LOCK}')):
       if not dead and raylet_of(lock) == node.all_processes['raylet'][0].process.pid:
         dead.append(lock)
         cluster.remove_node(node, allow_graceful=False)
@@ -123,28 +118,17 @@ def test_ctrl_c_and_the_death_of_a_node_leave_the_table_that_one_process_makes(
 ):
   suite.run(config, str(tmp_path / 'process'))
   workdir = tmp_path / 'ray'
+  folder = workdir / 'oxford_pets' / '1'
   process = start_command(config, workdir, f'--runner=ray:{cluster.address}')
-  wait_for(process, *(folder / 'training' for folder in folders_of(workdir)))
+  wait_for(process, *(folder / str(seed) / 'training' for seed in range(3)))
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate()
   assert process.returncode == main.STOPPED, errors
   assert f'Stopped on the Ray cluster. Everything is saved in {workdir}; ' in errors
   assert re.search(r'\(oxford_pets/1/\d .*Training: oxford_pets/1/\d \(\d of 3\)', errors)
-  assert not (workdir / 'oxford_pets' / '1' / '2' / 'result.json').exists()
-  run_and_kill_a_node(cluster, config, workdir, f'oxford_pets/1/*/{LOCK}')
+  assert not (folder / '2' / 'result.json').exists()
+  run_and_kill_a_node(cluster, config, workdir)
   assert left_by(workdir) == left_by(tmp_path / 'process')
-
-
-def test_a_node_that_dies_while_it_makes_what_runs_share_leaves_the_table_of_one_process(
-  cluster, config, tmp_path
-):
-  """Runs of three budgets share a head, which one makes while the others wait."""
-  config = changed(config, task='fewshot/oxford_pets/1/0', suite__structures=('gradient',))
-  config.suite.budgets = (300, 900, 5000)
-  config.allocation.head_epochs = 60
-  suite.run(config, str(tmp_path / 'process'))
-  run_and_kill_a_node(cluster, config, tmp_path / 'ray', 'shared/head/*.lock')
-  assert left_by(tmp_path / 'ray') == left_by(tmp_path / 'process')
 
 
 def test_a_failing_job_is_its_own_sentence_and_what_no_node_has_is_said(cluster, tmp_path):

@@ -37,22 +37,21 @@ def test_streamed_images_have_the_scores_and_answers_of_those_on_the_device(run_
     run = context_of(changed(run_config, data__max_resident=most), tmp_path / str(most))
     examples = run.task.open('test')
     few = Part(examples, np.flatnonzero(examples.labels < 4))
-    splits = {**run.task.splits, 'few': few}
-    task = dataclasses.replace(run.task, splits=splits, masked=('few',))
-    variables = {**run.variables, 'params': randomized(run.variables['params'])}
+    task = dataclasses.replace(run.task, splits={**run.task.splits, 'few': few}, masked=('few',))
     images = dataclasses.replace(run.images, task=task)
+    variables = {**run.variables, 'params': randomized(run.variables['params'])}
     run = dataclasses.replace(run, images=images, variables=variables)
     smallest = np.zeros((len(run.adapted.spec), 5), np.int8)
     model = Model(run.adapted.fix(smallest), run.variables)
-    answers = {split: evaluation.predict(run, model, split) for split in ('test', 'few')}
     assert isinstance(run.images.split('test').images, pipeline.Stream) == (most == 0)
-    assert answers['few'].classes.max() < 4 < answers['test'].classes.max()
+    test, masked = (evaluation.predict(run, model, split) for split in ('test', 'few'))
+    assert masked.classes.max() < 4 < test.classes.max()
     correct, _ = evaluation.score(run, run.variables, smallest[None], 'few')
-    assert (answers['few'].classes == few.labels).sum() == correct[0]
-    found.append(answers)
-  for split, answers in found[0].items():
-    np.testing.assert_array_equal(answers.classes, found[1][split].classes)
-    np.testing.assert_allclose(answers.probabilities, found[1][split].probabilities, rtol=1e-5)
+    assert (masked.classes == few.labels).sum() == correct[0]
+    found.append((test, masked))
+  for resident, streamed in zip(*found, strict=True):
+    np.testing.assert_array_equal(resident.classes, streamed.classes)
+    np.testing.assert_allclose(resident.probabilities, streamed.probabilities, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,14 @@ ADAPTING = [
   ({'model.sha256': 'zz'}, "model.sha256='zz'"),
   ({'space.ranks': (4, 2)}, 'space.ranks=(4, 2)'),
   ({'presets': ('lora', 'ssf:2')}, "presets: The preset 'ssf:2'"),
+  ({'suite.rate': {'lorra': 2e-3}}, "suite.rate: The preset 'lorra' is unknown"),
   ({'structure': 'lora:2', 'presets': ('gradient',)}, "presets=('gradient',)"),
   ({'structure': 'gradient', 'protocol': 'paper'}, "protocol='paper'"),
   ({'train_on': 'train+val', 'training.keep': 'best'}, "training.keep='best'"),
+  ({'structure': 'lora', 'train_on': 'train+val', 'test': False}, 'test=False leaves no images'),
   ({'training.steps': 9}, 'training.steps=9 must be None'),
   ({'train_on': 'train+val', 'finetune.epochs': 0}, 'finetune.epochs=0'),
+  ({'finetune.epochs': 5, 'finetune.warmup_epochs': 6}, 'finetune.warmup_epochs=6 is more than'),
   ({'mesh.fsdp': 4}, 'mesh.fsdp=4'),
   ({'task': 'vtab/dtd', 'suite.settings': {'dtd': {'budget': 9}}}, "task='vtab/dtd' is one"),
   ({'structure': 'transfer'}, 'budget=None'),
@@ -39,6 +42,12 @@ ADAPTING = [
   ),
 ]
 SEARCHES = {'suite.structures': ('search',)}
+
+
+OF_A_TASK = {'task': 'vtab/all', 'suite.settings': {'dtd': {'budget': 9, 'learning_rate': 1e-4}}}
+
+
+NO_EFFECT = 'of vtab/dtd: learning_rate=0.0001 has no effect, because suite.'
 MANY = [
   ({'suite.structures': ('lora', 'lorra')}, "'lorra'"),
   ({'suite.structures': ('lora', 'lora')}, "suite.structures=('lora', 'lora')"),
@@ -49,6 +58,9 @@ MANY = [
   ({**SEARCHES, 'finetune.epochs': 495}, 'warmup_epochs=10'),
   ({'suite.structures': ('transfer',)}, 'budget=None'),
   ({'seed': 2**32 - 1, 'suite.seeds': 2}, 'seed=4294967296'),
+  ({**OF_A_TASK, 'suite.structures': ('lora',), 'suite.rates': (1e-3,)}, f'{NO_EFFECT}rates repl'),
+  ({**OF_A_TASK, 'suite.structures': ('lora',), 'suite.rate.lora': 1e-3}, f'{NO_EFFECT}rate repl'),
+  ({**OF_A_TASK, **SEARCHES, 'suite.budgets': (900,)}, 'budget=9 has no effect, because suite.b'),
 ]
 
 

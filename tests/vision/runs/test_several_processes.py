@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import time
 
 import jax
 import numpy as np
@@ -40,26 +39,19 @@ def plain_machine(monkeypatch):
 
 
 def test_a_plain_machine_is_left_alone(plain_machine):
-  processes.initialize()
-  assert not jax.distributed.is_initialized()
-  plain_machine.setenv('SLURM_NTASKS', '1')
-  plain_machine.setenv('SLURM_STEP_NODELIST', 'node1')
-  processes.initialize()
-  assert not jax.distributed.is_initialized()
+  for names in ((), ('SLURM_NTASKS', 'SLURM_STEP_NODELIST')):
+    for name in names:
+      plain_machine.setenv(name, '1')
+    processes.initialize()
+    assert not jax.distributed.is_initialized()
+  assert processes.over_devices('one') is None
+  assert (processes.over_devices('all') is None) == (jax.device_count() == 1)
 
 
 def test_half_a_description_is_refused(plain_machine):
   for given in (('host:1', None, None), ('host:1', 2, 2), ('host', 1, 0)):
     with pytest.raises(ValueError, match='set all three, coordinator as HOST:PORT'):
       processes.initialize(*given)
-  plain_machine.setenv('JAX_COORDINATOR_ADDRESS', 'host:1')
-  with pytest.raises(ValueError, match='coordinator=host:1, num_processes=None'):
-    processes.initialize()
-
-
-def test_on_one_device_there_is_no_mesh():
-  assert processes.over_devices('one') is None
-  assert (processes.over_devices('all') is None) == (jax.device_count() == 1)
 
 
 # All fields that a training reads and that are off by default, turned on.
@@ -113,39 +105,19 @@ def start(run_config):
   return functools.partial(tiny_runs.start_command, config)
 
 
-def start_two(start, workdir, *more):
-  joined = (
-    f'--config.distributed.coordinator=localhost:{free_port()}',
-    '--config.distributed.num_processes=2',
-  )
-  return [
-    start(workdir, *joined, f'--config.distributed.process_id={process}', *more, devices=2)
-    for process in range(2)
-  ]
-
-
-def copy_as_if_killed(source, target):
-  """What a kill leaves that comes when the supernet is trained, and the next stage has begun."""
-  target.mkdir()
-  for name in (LOCK, 'config.json', 'metrics.jsonl'):
-    shutil.copy(source / name, target)
-  shutil.copytree(source / 'supernet', target / 'supernet')
-
-
 def assert_runs_agree(workdir, expected):
   """Two runs have found the same structures with the same scores, and the same result."""
-  result, expected_result = (read_json(folder / 'result.json') for folder in (workdir, expected))
+  folders = (workdir, expected)
   found, archive = (
-    read_tensors(folder / 'search' / 'archive.safetensors', 'archive')[0]
-    for folder in (workdir, expected)
+    read_tensors(folder / 'search' / 'archive.safetensors', 'archive')[0] for folder in folders
   )
   np.testing.assert_array_equal(found['genomes'], archive['genomes'])
   np.testing.assert_allclose(found['loss'], archive['loss'], rtol=1e-3)
   assert np.abs(found['correct'] - archive['correct']).max() <= 1
-  searched, expected_one = (each['structures']['search'] for each in (result, expected_result))
-  assert searched['genome'] == expected_one['genome']
-  accuracy = expected_one['test_accuracy']
-  assert searched['test_accuracy'] == pytest.approx(accuracy, abs=2.5 / 797)
+  result, whole = (read_json(folder / 'result.json') for folder in folders)
+  one, other = (each['structures']['search'] for each in (result, whole))
+  assert one['genome'] == other['genome']
+  assert one['test_accuracy'] == pytest.approx(other['test_accuracy'], abs=2.5 / 797)
   assert result['fold_max_abs_diff'] < 1e-4
 
 
@@ -157,10 +129,18 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
   """
   two, left, alone = (tmp_path / name for name in ('two', 'left', 'alone'))
   layout = ('--config.data.max_resident=100000', '--config.mesh.base=sharded')
-  pair = start_two(start, two, *layout)
-  while not (two / 'training').exists() and all(process.poll() is None for process in pair):
-    time.sleep(0.05)
-  copy_as_if_killed(two, left)
+  joined = (f'coordinator=localhost:{free_port()}', 'num_processes=2')
+  flags = [*layout, *(f'--config.distributed.{field}' for field in joined)]
+  pair = [
+    start(two, *flags, f'--config.distributed.process_id={process}', devices=2)
+    for process in range(2)
+  ]
+  tiny_runs.wait_for(pair[0], two / 'training')
+  left.mkdir()
+  # As if killed when the supernet was trained and the next stage had begun.
+  for name in (LOCK, 'config.json', 'metrics.jsonl'):
+    shutil.copy(two / name, left)
+  shutil.copytree(two / 'supernet', left / 'supernet')
   printed = finish(*pair)
   assert '| **searched** |' in printed[0]
   assert 'searched' not in printed[1]
@@ -172,5 +152,4 @@ def test_two_processes_end_as_one_does_and_one_goes_on_from_what_two_have_left(s
     lines = read_lines(workdir / 'metrics.jsonl', 'metrics', Line)
     steps = [(line['stage'], line['step']) for line in lines]
     assert len(set(steps)) == len(steps)  # one process writes
-  assert_runs_agree(two, alone)
-  assert_runs_agree(left, alone)
+    assert_runs_agree(workdir, alone)

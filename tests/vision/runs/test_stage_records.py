@@ -2,40 +2,33 @@
 
 import numpy as np
 import pytest
-from tiny_runs import context_of
 
 from glora_jax.files import write_tensors
 from glora_jax.method.draws import random_genomes
+from glora_jax.method.space import Layer, Spec
 from glora_jax.search.archive import Archive
 from glora_jax.vision.runs.stages.search import read_archive
 from glora_jax.vision.runs.workdir import freeze_test_list
 
-
-@pytest.fixture(scope='module')
-def run(run_config, tmp_path_factory):
-  return context_of(run_config, tmp_path_factory.mktemp('prepared'))
-
-
-def archive_of(spec, **changes):
-  genomes = random_genomes(np.random.default_rng(0), spec, 4)
-  archive = Archive.empty(spec).extended(genomes, [5, 7, 7, 1], [1.0, 2.0, 3.0, 4.0], 0)
-  return {**archive.arrays(), 'generation': np.array([0, 0, 1, 1]), **changes}
+SPEC = Spec((Layer('dense', 8, 8),))
 
 
 @pytest.mark.parametrize(
   'changes, reason',
   [
     ({'correct': np.array([1, 2, -3, 4])}, 'negative number of right answers'),
-    ({'genomes': np.full((4, 8, 5), 9, np.int8)}, '9 for A of layer 0'),
+    ({'genomes': np.full((4, 1, 5), 9, np.int8)}, '9 for A of layer 0'),
   ],
 )
-def test_an_archive_that_cannot_be_is_named(changes, reason, run, tmp_path):
+def test_an_archive_that_cannot_be_is_named(changes, reason, tmp_path):
   path = str(tmp_path / 'archive.safetensors')
-  write_tensors(path, archive_of(run.adapted.spec), 'archive', {})
-  assert len(read_archive(path, run.adapted.spec)) == 4
-  write_tensors(path, archive_of(run.adapted.spec, **changes), 'archive', {})
+  genomes = random_genomes(np.random.default_rng(0), SPEC, 4)
+  arrays = Archive.empty(SPEC).extended(genomes, [5, 7, 7, 1], [1.0, 2.0, 3.0, 4.0], 0).arrays()
+  write_tensors(path, arrays, 'archive', {})
+  assert len(read_archive(path, SPEC)) == 4
+  write_tensors(path, {**arrays, **changes}, 'archive', {})
   with pytest.raises(ValueError, match=rf'archive.safetensors is damaged \(.*{reason}'):
-    read_archive(path, run.adapted.spec)
+    read_archive(path, SPEC)
 
 
 def listed(version, result, structure):

@@ -1,18 +1,16 @@
 """Suites: which runs they have, failures, one list before the first test, resuming."""
 
-import csv
 import json
 import logging
 import math
 import re
-import signal
 
 import html_pages
 import pytest
 from few_shot_lists import write_few_shot_lists
 from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
-from tiny_runs import changed, context_of, start_command, wait_for
+from tiny_runs import changed, context_of
 
 from glora_jax import main
 from glora_jax.errors import UserError
@@ -20,7 +18,6 @@ from glora_jax.files import read_json
 from glora_jax.method.genomes import count_params, genome_to_json
 from glora_jax.method.presets import preset
 from glora_jax.vision.data import tfds as tfds_lib
-from glora_jax.vision.data.tasks import vtab
 from glora_jax.vision.reports.table import Board, Cell, pivot_of
 from glora_jax.vision.runs import cells, suite
 from glora_jax.vision.runs.config import check_config, default_config
@@ -34,11 +31,6 @@ def config(backbone, tmp_path):
   config = get_config('vtab', 'all,tiny=True')
   config.data.dir, config.model.weights = str(tmp_path / 'tfds'), backbone
   return config
-
-
-def firsts(workdir):
-  """The first two cells of every row of a page."""
-  return [row[:2] for row in html_pages.read(workdir).rows()]
 
 
 def runs_of(config):
@@ -78,66 +70,31 @@ def test_all_tasks_are_checked_before_the_first_begins(run_config, monkeypatch, 
   assert not [*workdir.rglob('stage.json')]
 
 
-@pytest.mark.parametrize(
-  'error, level, has_traceback',
-  [
-    (UserError('It is too large.'), logging.INFO, False),
-    (UserError('It is too large.'), logging.DEBUG, True),  # --debug
+def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(caplog):
+  mistake = UserError('It is too large.')
+  for error, level, has_traceback in (
+    (mistake, logging.INFO, False),
+    (mistake, logging.DEBUG, True),  # --debug
     (ValueError('operands could not be broadcast'), logging.INFO, True),
-  ],
-)
-def test_a_bug_in_a_task_keeps_its_traceback_and_the_rest_continues(
-  error, level, has_traceback, caplog
-):
-  board = Board('vtab/all', {'dtd': Cell('vtab/dtd')})
-  with caplog.at_level(level, 'glora_jax'):
-    suite.attempt(board, 'dtd', lambda: fail(error))
-  assert ('in fail' in caplog.text) == has_traceback
-  assert ('bug of glora_jax' in board.failed['dtd']) == (type(error) is ValueError)
+  ):
+    caplog.clear()
+    board = Board('vtab/all', {'dtd': Cell('vtab/dtd')})
+    with caplog.at_level(level, 'glora_jax'):
+      suite.attempt(board, 'dtd', lambda error=error: fail(error))
+    assert ('in fail' in caplog.text) == has_traceback
+    assert ('bug of glora_jax' in board.failed['dtd']) == (type(error) is ValueError)
 
 
 def fail(error):
   raise error
 
 
-@pytest.mark.full
-def test_a_command_that_is_killed_leaves_the_table_of_an_undisturbed_suite(run_config, tmp_path):
-  """kill -9 and SIGTERM come amid the second of three tasks; of the third an image is broken."""
-  write_few_shot_lists(tmp_path / 'lists' / 'oxford_pets')
-  (tmp_path / 'lists' / 'oxford_pets' / 'images' / 't20.png').write_bytes(b'broken')
-  config = few_shot(run_config, tmp_path / 'lists', structure='lora', budget=5000)
-  config.training.update(batch_size=2, epochs=12, warmup_epochs=0)
-  workdir = tmp_path / 'run'
-  for number, stage in ((signal.SIGKILL, 'linear'), (signal.SIGTERM, 'lora')):
-    process = start_command(config, workdir)
-    wait_for(process, workdir / 'oxford_pets' / '1' / '1' / 'training' / stage)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    expected = main.STOPPED if number == signal.SIGTERM else -number
-    assert process.returncode == expected, errors
-  assert re.search(r'Stopped .*Everything is saved in .*oxford_pets/1/1; the same', errors)
-  process = start_command(config, workdir)
-  printed, errors = process.communicate()
-  assert process.returncode == 1, errors
-  assert 'Traceback' not in errors
-  assert re.search('oxford_pets/1/2 failed: 1 of . images cannot be decoded', printed)
-  assert '2 done, 1 failed, 0 not ready of 3 runs' in printed
-  board = suite.run(config, str(tmp_path / 'undisturbed'))
-  assert len(board.results) == 2
-  assert measured(workdir) == measured(tmp_path / 'undisturbed')
-
-
-def measured(workdir):
-  """The lines of a table without their seconds."""
-  with open(workdir / 'table.csv') as file:
-    return [{**line, 'seconds': ''} for line in csv.DictReader(file)]
-
-
 def test_nothing_ready_is_one_sentence_and_the_table_lists_what_is_missing(config, tmp_path):
   with pytest.raises(ValueError, match='None of the 19 runs of vtab/all can start'):
     suite.run(config, str(tmp_path / 'run'))
-  assert [row[1] for row in firsts(tmp_path / 'run')].count('not ready') == 19
-  assert '--config.suite.prepare=True' in html_pages.read(tmp_path / 'run').text
+  page = html_pages.read(tmp_path / 'run')
+  assert [row[1] for row in page.rows()].count('not ready') == 19
+  assert '--config.suite.prepare=True' in page.text
 
 
 def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatch):
@@ -156,33 +113,26 @@ def test_what_needs_no_manual_download_is_prepared_on_request(config, monkeypatc
   assert asked == ['resisc45']
 
 
-def settings_file(folder, settings):
-  (folder / 'settings.json').write_text(json.dumps(settings))
-  return folder / 'settings.json'
-
-
 def test_the_config_of_a_task_is_that_of_a_run_of_it_alone(tmp_path, monkeypatch):
+  """Of the names in the settings the longest counts."""
   monkeypatch.setenv('HOME', str(tmp_path))
-  settings = {'cifar100': {'budget': 860000, 'learning_rate': 1e-3}, 'svhn': {'budget': None}}
-  path = settings_file(tmp_path, settings)
-  every = runs_of(get_config('vtab', f'all,settings={path}'))
-  assert list(every) == list(vtab.NAMES)
-  for name in ('cifar100', 'svhn', 'kitti'):
-    alone = get_config('vtab', f'{name},settings=~/settings.json')
-    assert every[name] == check_config(alone)
-  of_cifar = every['cifar100']
-  assert of_cifar.training.learning_rate == of_cifar.finetuning.learning_rate == 1e-3
-  assert of_cifar.budget == 860_000
-
-
-def test_the_longest_name_in_the_settings_counts(tmp_path):
-  first = {'budget': 1, 'learning_rate': 0.5}
-  settings = {'food101/4': {'budget': 2}, 'food101': first, 'food101/4/0': {'budget': 3}}
-  path = settings_file(tmp_path, settings)
-  own = runs_of(get_config('fewshot', f'all,seed=all,settings={path}'))
-  names = ('food101/1/0', 'food101/4/1', 'food101/4/0', 'oxford_pets/4/0')
-  assert [own[name].budget for name in names] == [1, 2, 3, None]
-  assert own['food101/4/0'].training.learning_rate == 0.5
+  settings = {'food101/4': {'budget': 2}, 'food101': {'budget': 1, 'learning_rate': 0.5}}
+  settings |= {'food101/4/0': {'budget': 3}, 'oxford_pets': {'budget': None}}
+  (tmp_path / 'settings.json').write_text(json.dumps(settings))
+  every = runs_of(get_config('fewshot', 'all,seed=all,settings=~/settings.json'))
+  for name, budget in (
+    ('food101/1/0', 1),
+    ('food101/4/1', 2),
+    ('food101/4/0', 3),
+    ('oxford_pets/4/0', None),
+    ('fgvc_aircraft/4/0', None),
+  ):
+    data_set, shots, seed = name.split('/')
+    arguments = f'{data_set},shots={shots},seed={seed},settings=~/settings.json'
+    assert every[name] == check_config(get_config('fewshot', arguments))
+    assert every[name].budget == budget
+  assert every['food101/4/0'].training.learning_rate == 0.5
+  assert every['food101/4/0'].finetuning.learning_rate == 0.5
 
 
 def test_a_run_of_a_grid_is_one_of_its_structure_alone():
@@ -190,21 +140,21 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   config.suite.update(structures=('lora:2', 'gradient', 'search'), seeds=2)
   config.suite.rate.gradient = 8e-3
   settings = check_config(config)
-  trials = {name: run.settings for name, run in grid_of(settings)[0].items()}
+  trials, _ = grid_of(settings)
   assert [*trials] == [f'{x}/rate-{r:g}' for x in ('lora:2', 'search') for r in config.suite.rates]
-  assert not any(each.test for each in trials.values())
-  assert {each.budget for each in trials.values()} == {None, 40_000}
   chosen = {('digits', 'lora:2'): 1e-3, ('digits', 'search'): 4e-3}
   of = {name: run.settings for name, run in grid_of(settings, chosen)[1].items()}
   names = ('lora:2', 'gradient-20000', 'gradient-40000', 'search-20000', 'search-40000')
   assert [*of] == [f'{name}/{seed}' for name in names for seed in (0, 1)]
-  assert {each.seed for each in trials.values()}.isdisjoint(each.seed for each in of.values())
   assert all(each.test and each.presets is None and not each.is_suite for each in of.values())
+  for trial in trials.values():
+    assert not trial.settings.test
+    assert trial.settings.seed not in (0, 1)
+    assert trial.settings.budget in (None, 40_000)
   lora, gradient, search = of['lora:2/1'], of['gradient-20000/0'], of['search-40000/0']
   assert (lora.budget, gradient.budget, search.budget) == (None, 20_000, 40_000)
-  assert lora.training.learning_rate == 1e-3
-  assert gradient.training.learning_rate == 8e-3
-  assert search.finetune.learning_rate == search.training.learning_rate / 2 == 2e-3
+  assert [each.training.learning_rate for each in (lora, gradient, search)] == [1e-3, 8e-3, 4e-3]
+  assert search.finetune.learning_rate == 2e-3
   # All of them see the images as often; a gradient's training is shortened when it runs.
   epochs = search.training.epochs + search.finetune.epochs
   assert lora.training.epochs == gradient.training.epochs == epochs
@@ -225,13 +175,6 @@ def test_a_suite_checks_the_structures_and_budgets_that_it_trains_and_no_others(
   config.update_from_flattened_dict(fields)
   runs = cells.runs_of(check_config(config)).values()
   assert [run.settings.structure for run in runs] == structures
-
-
-def test_a_check_before_a_learning_rate_is_chosen_writes_nothing(run_config, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  settings, folder, shared = check_config(run_config), str(tmp_path / 'run'), str(tmp_path / 'all')
-  suite._check(settings, folder, never, shared=shared, is_dry=True)
-  assert not [*tmp_path.iterdir()]
 
 
 def grid(config):
@@ -287,6 +230,13 @@ def test_one_list_of_all_is_written_before_the_first_test_and_what_is_shared_is_
     suite.run(changed(config, suite__seeds=3), str(whole))
 
 
+def write_genome(path, run_config, structure):
+  """Writes a preset of the tiny backbone as a genome file; its number of parameters."""
+  spec = context_of(run_config, path.parent / 'run').adapted.spec
+  path.write_text(json.dumps(genome_to_json(spec, preset(spec, structure))))
+  return int(count_params(spec, preset(spec, structure)))
+
+
 def test_a_suite_without_a_test_freezes_no_list_and_one_of_all_once_it_is_to_be_tested(
   run_config, tmp_path
 ):
@@ -305,63 +255,50 @@ def test_a_suite_without_a_test_freezes_no_list_and_one_of_all_once_it_is_to_be_
   assert [*read_json(tmp_path / 'test_list.json', 'test list')['runs']] == [*board.results]
 
 
-def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  spec = context_of(run_config, tmp_path / 'run').adapted.spec
+def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_path):
+  names, expected = [], []
   for folder, name in (('a', 'linear'), ('b', 'bitfit')):
-    path = tmp_path / folder / 'genome.json'
-    path.parent.mkdir()
-    path.write_text(json.dumps(genome_to_json(spec, preset(spec, name))))
-  config = changed(run_config, test=False, budget=None)
+    names.append(str(tmp_path / folder / 'genome.json'))
+    (tmp_path / folder).mkdir()
+    params = write_genome(tmp_path / folder / 'genome.json', run_config, name)
+    expected.append((f'{folder}/genome.json', params))
+  config = changed(run_config, test=False, budget=None, suite__structures=tuple(names))
   config.training.update(epochs=1, warmup_epochs=0)
-  config.suite.structures = (f'{tmp_path}/a/genome.json', f'{tmp_path}/b/genome.json')
-  rows = pivot_of(suite.run(config, 'suite')).methods
-  params = [int(count_params(spec, preset(spec, name))) for name in ('linear', 'bitfit')]
-  assert [(row.label, row.parameters.value) for row in rows] == [
-    ('a/genome.json', params[0]),
-    ('b/genome.json', params[1]),
-  ]
+  rows = pivot_of(suite.run(config, str(tmp_path / 'suite'))).methods
+  assert [(row.label, row.parameters.value) for row in rows] == expected
 
 
 def test_a_run_that_is_trained_after_others_were_tested_is_marked_in_the_list_and_on_the_page(
   run_config, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  spec = context_of(run_config, tmp_path / 'run').adapted.spec
-  config = changed(run_config, budget=None)
+  config = changed(run_config, budget=None, suite__structures=('linear', 'mine.json'))
   config.training.update(epochs=1, warmup_epochs=0)
-  config.suite.structures = ('linear', 'mine.json')
-  assert [*suite.run(config, 'suite').failed] == ['mine.json/42']
+  printed, code = main.run(check_config(config), 'suite', never)
+  assert code == 1
+  assert '1 done, 1 failed, 0 not ready of 2 runs' in printed
   assert read_json('suite/test_list.json', 'test list')['late'] == []
-  genome = genome_to_json(spec, preset(spec, 'bitfit'))
-  (tmp_path / 'mine.json').write_text(json.dumps(genome))
+  write_genome(tmp_path / 'mine.json', run_config, 'bitfit')
   for _ in range(2):  # the last start only reads
-    assert len(suite.run(config, 'suite').results) == 2
+    assert main.run(check_config(config), 'suite', never)[1] == 0
     assert read_json('suite/test_list.json', 'test list')['late'] == ['mine.json/42']
     text = html_pages.read(tmp_path / 'suite').all('header')[0].words()
     assert 'mine.json/42: added to test_list.json after other runs had been tested' in text
 
 
-@pytest.mark.full
-def test_a_rate_that_diverges_is_not_chosen_and_a_structure_without_one_fails(run_config, tmp_path):
-  config = changed(grid(run_config), suite__seeds=1, suite__structures=('linear', 'bitfit'))
-  config.suite.update(rates=(1e-3, 1e30))
-  config.suite.rate.bitfit = 1e30
-  board = suite.run(config, str(tmp_path / 'run'))
-  assert [*board.failed] == ['linear/rate-1e+30', 'bitfit/42']
-  assert board.failed.keys() & board.tested == {'bitfit/42'}
-  assert board.results['linear/42']['structures']['linear']['rate'] == 1e-3
-  board = suite.run(changed(config, suite__rates=(1e30,)), str(tmp_path / 'none'))
-  assert 'No learning rate could be chosen' in board.failed['linear/42']
-
-
-def test_a_structure_without_data_needs_no_rate():
-  config = changed(get_config('vtab', 'all'), suite__structures=('bitfit',), suite__rates=(1e-3,))
-  runs = cells.runs_of(check_config(config))
-  board = Board('vtab/all', {name: run.cell for name, run in runs.items()})
-  board.missing.update(dict.fromkeys(runs, 'a data set'))
-  assert suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy') == {}
-  assert board.failed == {}
+def test_a_structure_whose_rates_all_failed_fails_and_one_without_data_does_not():
+  config = changed(get_config('vtab', 'dtd'), suite__structures=('bitfit',), suite__rates=(1e30,))
+  trials, tested = grid_of(check_config(config))
+  cells_of = {name: run.cell for name, run in (trials | tested).items()}
+  for reason, failed in (('missing', []), ('failed', [*trials, *tested])):
+    board = Board('vtab/dtd', cells_of)
+    getattr(board, reason).update(dict.fromkeys(trials, 'The loss was not finite.'))
+    phases = suite._Phases(board, 'runs', in_this_process, never)
+    assert phases.choose_rates('val_accuracy') == {}
+    assert [*board.failed] == failed
+  assert {board.failed[name] for name in tested} == {
+    'No learning rate could be chosen. The loss was not finite.'
+  }
 
 
 def test_a_rate_that_diverged_wins_no_tie():
@@ -381,35 +318,12 @@ def test_a_search_is_trained_at_the_best_rate_and_finetuned_at_the_same_share_of
   config.suite.update(structures=('search',), rates=(1e-3, 4e-3))
   settings = check_config(config)
   trials, _ = grid_of(settings)
-  results = {}
+  board = Board('digits', {name: trial.cell for name, trial in trials.items()})
   for name, trial in trials.items():
     rate = trial.settings.finetuning.learning_rate
     found = {'rate': rate, 'val_accuracy': rate, 'val_loss': 1.0}
-    results[name] = {'result': 'search', 'structures': {'search': found}}
-  board = Board('digits', {name: trial.cell for name, trial in trials.items()}, results)
+    board.results[name] = {'result': 'search', 'structures': {'search': found}}
   chosen = suite._Phases(board, 'runs', in_this_process, never).choose_rates('val_accuracy')
   [run] = grid_of(settings, chosen)[1].values()
   assert run.settings.training.learning_rate == 4e-3
   assert run.settings.finetuning.learning_rate == pytest.approx(finetuned_at)
-
-
-@pytest.mark.parametrize(
-  'fields, refused',
-  [
-    ({'rates': (1e-3,)}, 'learning_rate=0.0001 has no effect, because suite.rates replaces it'),
-    ({'rate': {'bitfit': 1e-3}}, 'learning_rate=0.0001 has no effect, because suite.rate replaces'),
-    ({'structures': ('search',), 'budgets': (900,)}, 'budget=9 has no effect, because suite.budg'),
-  ],
-)
-def test_a_rate_or_a_budget_of_a_task_that_the_suite_would_replace_is_refused(fields, refused):
-  config = changed(get_config('vtab', 'all'), suite__structures=('bitfit',))
-  config.suite.update(fields)
-  config.suite.settings = {'dtd': {'budget': 9, 'learning_rate': 1e-4}}
-  with pytest.raises(UserError, match=f'of vtab/dtd: {refused}'):
-    runs_of(config)
-
-
-def test_rates_of_the_papers_protocol_are_refused_for_lack_of_validation_images():
-  config = changed(get_config('vtab', 'all'), protocol='paper', suite__rates=(1e-3,))
-  with pytest.raises(UserError, match=r"suite\.rates needs validation images .* protocol='paper'"):
-    runs_of(config)
