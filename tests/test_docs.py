@@ -16,14 +16,10 @@ from places import ROOT, environment
 
 import glora_jax
 
-README, RESULTS = ROOT / 'README.md', ROOT / 'benchmarks' / 'RESULTS.md'
+README = ROOT / 'README.md'
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 BUILT = ('config.md', 'notebooks/', '_build/')  # by docs/conf.py, and not committed
 PAGES = [page for page in PAGES if not any(part in str(page) for part in BUILT)]
-
-
-def name_of(page):
-  return str(page.relative_to(ROOT))
 
 
 def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
@@ -67,21 +63,20 @@ def test_the_program_that_resumes_ends_with_the_adapter_file_of_an_uninterrupted
   assert file.read_bytes() == (tmp_path / 'uninterrupted' / file.name).read_bytes()
 
 
-@pytest.mark.parametrize('page', [README, RESULTS, *PAGES], ids=name_of)
-def test_what_a_page_names_is_there(page):
+@pytest.mark.parametrize(
+  'page',
+  [README, ROOT / 'CONTRIBUTING.md', ROOT / 'benchmarks' / 'RESULTS.md', *PAGES],
+  ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_what_a_page_names_is_there_and_its_links_have_texts_and_lead_to_files(page):
   text = page.read_text()
   for path in re.findall(r'(?:configs|notebooks|benchmarks|tests|glora_jax)/[\w/.-]*\w', text):
     assert any((ROOT / (path + end)).exists() for end in ('', '.ipynb')), path
   for module in re.findall(r'python -m ((?:glora_jax|benchmarks)[\w.]*\w)', text):
     assert module == 'benchmarks.NAME' or importlib.util.find_spec(module), module
-
-
-@pytest.mark.parametrize('page', [README, ROOT / 'CONTRIBUTING.md', *PAGES], ids=name_of)
-def test_a_link_has_a_text_and_leads_to_a_file(page):
-  code = r'```.*?```|`[^`\n]+`'
-  written = re.sub(code, 'code', page.read_text(), flags=re.DOTALL)
-  for text, target in re.findall(r'\[([^\]]*)\]\(([^)\s]+)\)', written):
-    assert text.strip(), f'a link to {target} without a text'
+  written = re.sub(r'```.*?```|`[^`\n]+`', 'code', text, flags=re.DOTALL)
+  for name, target in re.findall(r'\[([^\]]*)\]\(([^)\s]+)\)', written):
+    assert name.strip(), f'a link to {target} without a text'
     if not target.startswith('https:'):
       assert (page.parent / target.partition('#')[0]).exists(), target
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import assert_refused, random_params
-from flax import nnx
 from numpy.testing import assert_allclose
 from small_models import Transformer
 from trees import normal, randomized
@@ -130,14 +129,12 @@ def test_a_decoder_keeps_a_cache_for_each_example(tmp_path):
   adapted = glora_jax.adapt(model, x[:1, :1])
   alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'bitfit', 'c': 'ssf'})
   pool = pool_of(tmp_path, adapted, params, alone, mutable=['cache'])
-  empty = model.init(jax.random.key(0), x[:1])['cache']
-  cache = jax.tree.map(lambda leaf: jnp.stack([leaf] * 6), empty)
   alone[None] = model, {'params': params}
-  own = [empty] * 6
+  empty = model.init(jax.random.key(0), x[:1])['cache']
+  cache, own = {'cache': jax.tree.map(lambda leaf: jnp.stack([leaf] * 6), empty)}, [empty] * 6
   for step in range(4):
     token = x[:, step : step + 1]
-    answers, updated = pool(token, NAMES, cache=cache)
-    cache = updated['cache']
+    answers, cache = pool(token, NAMES, **cache)
     for number, name in enumerate(NAMES):
       single, variables = alone[name]
       variables = {**variables, 'cache': own[number]}
@@ -150,21 +147,21 @@ def test_nothing_is_compiled_for_another_mix_or_another_adapter(tmp_path):
   adapted, params = of_function()
   alone = save(tmp_path, adapted, params, {'a': 'lora', 'b': 'ssf', 'c': 'bitfit'})
   pool = pool_of(tmp_path, adapted, params, 'a', slots=2.0, rank=4.0, evict=True)
+  mixed, compiled = ['c', 'a', None] * 2, []
   pool(X, ['a'] * 6)
-  compiled = []
   jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
   try:
     pool.load('b', tmp_path / 'b')
     pool(X, ['b', 'a', None] * 2)
     pool.load('c', tmp_path / 'c')  # in the place of b, which was used before a
     assert pool.names == ['a', 'c']
-    pool(X, (name for name in ['c', 'a', None] * 2))
+    pool(X, iter(mixed))
     assert pool.names == ['c', 'a']
-    answers = pool(X, ['c', 'a', None] * 2)
+    answers = pool(X, mixed)
   finally:
     jax.monitoring.clear_event_listeners()
   assert not [name for name in compiled if 'backend_compile' in name]
-  assert_alone(answers, alone, params, (X,), ['c', 'a', None] * 2)
+  assert_alone(answers, alone, params, (X,), mixed)
 
 
 def test_logits_beyond_an_adapters_classes_are_minus_infinity(tmp_path):
@@ -233,17 +230,16 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
   assert_alone(pool(X, ['a', None] * 3), alone, params, (X,), ['a', None] * 3)
 
 
-def test_a_load_that_is_interrupted_loses_nothing(tmp_path):
+def test_a_load_that_is_interrupted_loses_nothing(tmp_path, monkeypatch):
   adapted, params = of_function()
   alone = save(tmp_path, adapted, params, {'a': 'ssf', 'b': 'bitfit'})
   pool = pool_of(tmp_path, adapted, params, 'a', slots=1, evict=True)
-  write = pool._write
 
-  def interrupted(*arguments):
+  def interrupted(*arguments, write=pool._write):
     write(*arguments)
     raise KeyboardInterrupt
 
-  pool._write = interrupted
+  monkeypatch.setattr(pool, '_write', interrupted)
   with pytest.raises(KeyboardInterrupt):
     pool.load('b', tmp_path / 'b')
   names = ['a', None] * 3
@@ -267,12 +263,10 @@ def test_odd_names_files_and_collections_are_refused_in_a_sentence(tmp_path):
 
 def test_hidden_layers_of_heads_are_not_padded(tmp_path):
   def function(params, x):
-    x = nn.gelu(nn.tanh(x @ params['body']) @ params['h']['w'] + params['h']['b'])
-    return x @ params['last']['w'] + params['last']['b']
+    return nn.gelu(nn.tanh(x @ params['body']) @ params['h']) @ params['last']
 
   def made(width):
-    layer = {'w': normal(5, width), 'b': normal(width)}
-    params = {'body': normal(4, 5), 'h': layer, 'last': {'w': normal(width, 2), 'b': normal(2)}}
+    params = {'body': normal(4, 5), 'h': normal(5, width), 'last': normal(width, 2)}
     return glora_jax.adapt_function(function, params, X, heads=['h', 'last']), params
 
   save(tmp_path, *made(3), {'a': 'lora'})

@@ -1,7 +1,8 @@
 """Small NNX models the way other code bases write them, none of which knows of GLoRA.
 
-Each names where its pattern is from. All are tiny, and their sizes differ from axis to axis. To add
-a model, write it and a function decorated with `example` that counts its kernels by hand.
+Each names where its pattern is from; `tests/peers/code_bases.py` has tunix itself. All are tiny,
+and their sizes differ from axis to axis. To add a model, write it and a function decorated with
+`example` that counts its kernels by hand.
 """
 
 from __future__ import annotations
@@ -13,19 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from hand_count import Kernel, Kernels, NnxExample, attend, beside, registry
+from hand_count import Kernel, Kernels, NnxExample, beside, registry
 from trees import normal
 
-VOCABULARY, WIDTH, HIDDEN, HEADS, CHANNELS, CLASSES, EXPERTS = 11, 8, 14, 2, 6, 3, 4
+WIDTH, HIDDEN, HEADS, CLASSES = 8, 14, 2, 3
 BATCH, TIME, ROWS = 2, 5, 4
 
 
 EXAMPLES, example = registry()
-
-
-def tokens() -> jax.Array:
-  """So many that every expert has some."""
-  return jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (4, TIME)))
 
 
 def activations() -> jax.Array:
@@ -74,106 +70,6 @@ FLAX_ATTENTION = {
   'out/kernel': beside('iio', 'out/kernel'),
 }
 BLIND_KEYS = r'(^|/)key$'  # a bias of keys adds to every logit alike, which softmax does not see
-
-
-# tunix: an Einsum of its own with `self.w`, an embedding read and transposed, layers in a list.
-
-
-class Einsum(nnx.Module):
-  def __init__(self, equation, shape, *, rngs):
-    self.equation, self.shape = equation, shape
-    self.w = nnx.Param(initial(rngs, *shape))
-
-  @jax.named_scope('einsum')
-  def __call__(self, x):
-    return jnp.einsum(self.equation, x, self.w[...])
-
-
-class Embedder(nnx.Module):
-  def __init__(self, *, rngs):
-    self.input_embedding = nnx.Param(initial(rngs, VOCABULARY, WIDTH))
-
-  def encode(self, x):
-    return self.input_embedding[...][(x,)] * np.sqrt(WIDTH)
-
-  def decode(self, x):
-    return jnp.dot(x, self.input_embedding[...].T)
-
-
-class StackedAttention(nnx.Module):
-  """Keys and values of one kernel, the last product by Flax's own Einsum."""
-
-  def __init__(self, *, rngs):
-    self.q_einsum = Einsum('BTD,NDH->BTNH', (HEADS, WIDTH, CHANNELS), rngs=rngs)
-    self.kv_einsum = Einsum('BSD,CKDH->CBSKH', (2, 1, WIDTH, CHANNELS), rngs=rngs)
-    self.attn_vec_einsum = nnx.Einsum(
-      'BTNH,NHD->BTD', (HEADS, CHANNELS, WIDTH), (WIDTH,), rngs=rngs
-    )
-
-  def __call__(self, x):
-    return self.attn_vec_einsum(attend(self.q_einsum(x), *self.kv_einsum(x)))
-
-
-class Experts(nnx.Module):
-  """Raw parameters [expert, in, out], taken out of the stack one after the other by number."""
-
-  def __init__(self, *, rngs):
-    self.router = nnx.Linear(WIDTH, EXPERTS, use_bias=False, rngs=rngs)
-    self.up_proj = nnx.Param(initial(rngs, EXPERTS, WIDTH, HIDDEN))
-    self.down_proj = nnx.Param(initial(rngs, EXPERTS, HIDDEN, WIDTH))
-
-  def __call__(self, x):
-    weight, index = jax.lax.top_k(jax.nn.softmax(self.router(x)), 2)
-    gates = (jax.nn.one_hot(index, EXPERTS) * weight[..., None]).sum(-2)
-    results = []
-    for i in range(EXPERTS):
-      hidden = nnx.silu(jnp.einsum('BTD,DF->BTF', x, self.up_proj[...][i]))
-      results.append(jnp.einsum('BTF,FD->BTD', hidden, self.down_proj[...][i]))
-    return jnp.einsum('BTED,BTE->BTD', jnp.stack(results, axis=2), gates)
-
-
-class DecoderLayer(nnx.Module):
-  def __init__(self, *, rngs):
-    self.input_layernorm = nnx.RMSNorm(WIDTH, rngs=rngs)
-    self.attn = StackedAttention(rngs=rngs)
-    self.post_attention_layernorm = nnx.RMSNorm(WIDTH, rngs=rngs)
-    self.mlp = Experts(rngs=rngs)
-
-  def __call__(self, x):
-    x = x + self.attn(self.input_layernorm(x))
-    return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Decoder(nnx.Module):
-  """A language model of one layer, whose output layer is its embedding."""
-
-  def __init__(self, *, rngs):
-    self.embedder = Embedder(rngs=rngs)
-    self.layers = nnx.List([DecoderLayer(rngs=rngs)])
-    self.final_norm = nnx.RMSNorm(WIDTH, rngs=rngs)
-
-  def __call__(self, tokens):
-    x = self.embedder.encode(tokens)
-    for layer in self.layers:
-      x = layer(x)
-    return self.embedder.decode(self.final_norm(x))
-
-
-DECODER = {
-  'layers/0/attn/q_einsum/w': Kernel('oio'),
-  'layers/0/attn/kv_einsum/w': Kernel('ooio'),
-  'layers/0/attn/attn_vec_einsum/kernel': beside('iio', 'layers/0/attn/attn_vec_einsum/kernel'),
-  'layers/0/mlp/router/kernel': Kernel('io'),
-  'layers/0/mlp/up_proj': Kernel('sio'),
-  'layers/0/mlp/down_proj': Kernel('sio'),
-}
-
-
-@example
-def decoder():
-  """Gemma of tunix with its experts: 3 rows of attention, the router, 2 for each expert."""
-  embedding = ('embedder/input_embedding',)
-  return NnxExample(made(Decoder), (tokens(),), DECODER, 12, uncovered=embedding)
 
 
 # A vision transformer with a convolution for patches: bonsai, jimm; a depthwise one: Mamba.
@@ -404,7 +300,7 @@ class Matrix(nnx.Module):
 
 
 class Scattered(nnx.Module):
-  """A bias beside another module's kernel, containers of parameters, a parameter in two places."""
+  """A bias beside another module's kernel, containers and a stack, a parameter in two places."""
 
   def __init__(self, *, rngs):
     self.matrix = Matrix(rngs=rngs)
@@ -412,6 +308,7 @@ class Scattered(nnx.Module):
     square = (HIDDEN, HIDDEN)
     self.nested = nnx.data({'up': [nnx.Param(initial(rngs, *square))]})
     self.experts = nnx.List([nnx.Param(initial(rngs, *square)) for _ in range(2)])
+    self.stack = nnx.Param(initial(rngs, 2, *square))
     self.named = nnx.Dict(only=nnx.Param(initial(rngs, *square)))
     self.repeated = self.named.only
 
@@ -420,6 +317,8 @@ class Scattered(nnx.Module):
     x = jnp.tanh(x @ self.nested['up'][0][...])
     for expert in self.experts:
       x = jnp.tanh(x @ expert.get_value())
+    for number in range(2):
+      x = jnp.tanh(x @ self.stack[...][number])
     for name, matrix in self.named.items():
       assert name == 'only'
       x = jnp.tanh(x @ matrix)
@@ -428,9 +327,9 @@ class Scattered(nnx.Module):
 
 @example
 def scattered_parameters():
-  kernels = {'matrix/w': Kernel('io', 'bias')}
+  kernels = {'matrix/w': Kernel('io', 'bias'), 'stack': Kernel('sio')}
   kernels |= dict.fromkeys(('nested/up/0', 'experts/0', 'experts/1', 'named/only'), Kernel('io'))
-  return NnxExample(made(Scattered), (vectors(),), kernels, 5)
+  return NnxExample(made(Scattered), (vectors(),), kernels, 7)
 
 
 class OddNames(nnx.Module):

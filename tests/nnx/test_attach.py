@@ -47,25 +47,24 @@ def test_it_its_submodules_and_other_methods_are_merged(pair):
 
 def test_dropout_draws_new_masks_and_eval_ends_it():
   attached = fresh()
-  assert np.abs(call(attached, TOKENS) - call(attached, TOKENS)).max() > 1e-3
-  attached.eval()
-  assert_array_equal(call(attached, TOKENS), call(attached, TOKENS))
-  attached.train()
-  assert np.abs(call(attached, TOKENS) - call(attached, TOKENS)).max() > 1e-3
+  for mode, is_random in ((attached.train, True), (attached.eval, False), (attached.train, True)):
+    mode()
+    assert np.any(call(attached, TOKENS) != call(attached, TOKENS)) == is_random
 
 
 def test_batch_statistics_move_as_in_the_model_and_stay_moved_when_folded():
   model, attached = Classifier(), fresh()
+  start = np.array(model.norm.mean[...])
   for _ in range(3):
     call(model, TOKENS)
     call(attached, TOKENS)
-  start = Classifier().norm.mean[...]
-  assert np.abs(model.norm.mean[...] - start).max() > 1e-2
-  assert_allclose(attached.norm.mean[...], model.norm.mean[...], atol=1e-5)
+  moved = np.array(attached.norm.mean[...])
+  assert np.abs(moved - start).max() > 1e-2
+  assert_allclose(moved, model.norm.mean[...], atol=1e-5)
   folded = glora_nnx.fold(attached)
-  assert_array_equal(folded.norm.mean[...], attached.norm.mean[...])
+  assert_array_equal(folded.norm.mean[...], moved)
   call(folded, TOKENS)
-  assert np.abs(folded.norm.mean[...] - attached.norm.mean[...]).max() > 1e-3
+  assert np.abs(folded.norm.mean[...] - moved).max() > 1e-3
 
 
 class Decoder(nnx.Module):
@@ -98,8 +97,7 @@ def loss(model, x):
 def test_an_optimizer_trains_the_adapter_and_heads_and_compiles_once():
   attached = fresh(select='fc')
   optimizer = nnx.Optimizer(attached, optax.adam(1e-2), wrt=Trained)
-  before = nnx.to_pure_dict(nnx.state(attached, nnx.Param))
-  traces = []
+  layers, traces = live.spec(attached), []
 
   @nnx.jit
   def step(model, optimizer, x, key):
@@ -109,17 +107,18 @@ def test_an_optimizer_trains_the_adapter_and_heads_and_compiles_once():
     optimizer.update(model, gradients)
     return value
 
-  layers = live.spec(attached)
+  def params():
+    return by_name(nnx.to_pure_dict(nnx.state(attached, nnx.Param)))
+
+  old = params()
   losses = [step(attached, optimizer, TOKENS, jax.random.key(seed)) for seed in range(6)]
   assert len(traces) == 1
   assert losses[-1] < losses[0]
-  after = nnx.to_pure_dict(nnx.state(attached, nnx.Param))
-  old, new = by_name(before), by_name(after)
-  moved = {name for name in old if np.any(old[name] != new[name])}
+  moved = {name for name, new in params().items() if np.any(old[name] != new)}
   assert {'head/kernel', 'head/bias', 'block/fc1/glora_kernel/B_up'} <= moved
-  trained = nnx.to_flat_state(nnx.state(attached, Trained))
-  assert moved <= {'/'.join(map(str, path)) for path, _ in trained}
-  assert nnx.state(attached, Trained) == nnx.state(attached, nnx.LoRAParam)  # what tunix trains
+  trained = nnx.state(attached, Trained)
+  assert moved <= by_name(nnx.to_pure_dict(trained)).keys()
+  assert trained == nnx.state(attached, nnx.LoRAParam)  # what tunix trains
 
 
 def test_split_and_merge_clone_and_deepcopy_keep_it_whole(pair):
@@ -151,9 +150,7 @@ def test_heads_of_other_types_stay_instances_of_them_and_are_pickled():
   randomize(attached)
   other = pickle.loads(pickle.dumps(attached))
   assert type(other.head) is type(attached.head)
-  assert isinstance(other.head, Head)
-  assert isinstance(other.head, Scale)
-  assert isinstance(other.head, nnx.LoRAParam)
+  assert {Head, Scale, nnx.LoRAParam} <= {*type(other.head).mro()}
   assert type(glora_nnx.fold(other).head) is Scale
   assert nnx.graphdef(other) == nnx.graphdef(attached)
   assert_array_equal(other(TOKENS), attached(TOKENS))

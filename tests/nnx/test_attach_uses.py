@@ -20,11 +20,17 @@ X = normal(10, 6)
 SPACE = glora_jax.SearchSpace((1, 2))
 
 
-@pytest.fixture
-def attached():
-  """A small classifier whose adapter is not zero, in evaluation mode."""
+def fresh():
+  """A small classifier, in evaluation mode."""
   model = glora_nnx.attach(LiveMlp(), X, space=SPACE)
   model.eval()
+  return model
+
+
+@pytest.fixture
+def attached():
+  """The same with an adapter that is not zero."""
+  model = fresh()
   randomize(model)
   return model
 
@@ -44,28 +50,22 @@ def test_a_fixed_subnet_holds_and_trains_what_its_genome_uses_and_no_more(attach
 def test_adapters_go_to_and_fro_between_live_models_and_functions(attached, tmp_path):
   attached.norm.mean[...] += 0.5
   attached.head.bias[...] += 0.5
-  genome = glora_jax.preset(live.spec(attached), 'full')
-  glora_nnx.set_genome(attached, genome)
+  glora_nnx.set_genome(attached, glora_jax.preset(live.spec(attached), 'full'))
   expected = call(attached, X)
-  glora_nnx.save_adapter(tmp_path / 'live.safetensors', attached)
-  other = glora_nnx.attach(LiveMlp(), X, space=SPACE)
-  other.eval()
-  glora_nnx.load_adapter(tmp_path / 'live.safetensors', other)
+  path = tmp_path / 'live.safetensors'
+  glora_nnx.save_adapter(path, attached)
+  other = fresh()
+  adapted, values = glora_nnx.as_adapted(other)
+  fixed, values = glora_jax.load_adapter(path, adapted, values['params'])
+  assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
+  lora = glora_nnx.fix(other, glora_jax.preset(adapted.spec, 'lora'))
+  glora_nnx.load_adapter(path, other)
   assert_allclose(call(other, X), expected, atol=1e-6)
 
-  plain = LiveMlp()
-  plain.eval()
-  adapted, values = glora_nnx.as_adapted(glora_nnx.attach(plain, X, space=SPACE))
-  fixed, values = glora_jax.load_adapter(tmp_path / 'live.safetensors', adapted, values['params'])
-  assert_allclose(fixed.apply(values, X), expected, atol=1e-6)
-
-  lora = glora_nnx.attach(LiveMlp(), X, space=SPACE)
-  lora = glora_nnx.fix(lora, glora_jax.preset(adapted.spec, 'lora'))
-  numbers = nnx.Not(nnx.RngKey)
-  before = nnx.to_pure_dict(nnx.state(lora, numbers))
+  before = nnx.to_pure_dict(nnx.state(lora, nnx.Not(nnx.RngKey)))
   with pytest.raises(ValueError, match=r'stores none; attach with a space that has it'):
-    glora_nnx.load_adapter(tmp_path / 'live.safetensors', lora)
-  assert_trees_equal(nnx.to_pure_dict(nnx.state(lora, numbers)), before)
+    glora_nnx.load_adapter(path, lora)
+  assert_trees_equal(nnx.to_pure_dict(nnx.state(lora, nnx.Not(nnx.RngKey))), before)
 
 
 def test_variables_of_a_smaller_subnet_go_into_a_model_that_is_fixed_to_it_and_no_other(attached):
@@ -104,17 +104,14 @@ def test_a_pure_function_warns_once_of_random_streams_that_do_not_move_on(within
     __call__ = within(Noisy.__call__)
 
   model = glora_nnx.attach(Model(), X, structure='lora:1')
-  model.eval()
-  adapted, values = glora_nnx.as_adapted(model)
-  adapted.apply(values, X)
-  assert not caplog.messages
-  model.train()
-  adapted, values = glora_nnx.as_adapted(model)
-  outputs = [jax.jit(lambda x: adapted.apply(values, x))(X) for _ in range(2)]
-  assert_array_equal(*outputs)
-  (message,) = caplog.messages
-  assert 'the same mask in every call' in message
-  assert ': stream/count. Call model.eval()' in message
+  for mode, told in ((model.eval, 0), (model.train, 1)):
+    mode()
+    adapted, values = glora_nnx.as_adapted(model)
+    apply = jax.jit(adapted.apply)
+    assert_array_equal(apply(values, X), adapted.apply(values, X))
+    assert len(caplog.messages) == told
+  assert 'the same mask in every call' in caplog.text
+  assert ': stream/count. Call model.eval()' in caplog.text
 
 
 @within_transforms
@@ -147,8 +144,9 @@ def test_an_orbax_checkpoint_brings_it_back(attached, tmp_path):
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', nnx.state(attached))
     checkpointer.wait_until_finished()
-    other = glora_nnx.attach(LiveMlp(), X, space=SPACE)
+    other = fresh()
     restored = checkpointer.restore(tmp_path / 'state', nnx.state(other))
+  other.train()
   nnx.update(other, restored)
   assert_array_equal(call(other, X), call(attached, X))
 

@@ -18,7 +18,7 @@ from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import AdapterParam, live
 
 # Small, and unlike each other; the others are left to `.ci/full`.
-QUICK = ('decoder', 'shared_layers', 'streams_as_an_argument')
+QUICK = ('shared_layers', 'streams_as_an_argument', 'scattered_parameters')
 QUICK_ALIVE = (
   'scanned_along_axis_1',
   'scans_in_a_vmap',

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 from places import ROOT
 
 import glora_jax
+from tests.peers.code_bases import inputs_of
 
 peft_trainer = pytest.importorskip('tunix.sft.peft_trainer', reason='needs google-tunix')
 dpo_trainer = pytest.importorskip('tunix.sft.dpo.dpo_trainer')
@@ -36,18 +37,6 @@ CONFIG = llama3.ModelConfig(
 TOKENS = np.random.default_rng(0).integers(1, WORDS, (STEPS, 4, 2 * LENGTH))
 BATCHES = [{'tokens': tokens} for tokens in TOKENS]
 ONES = np.ones((4, LENGTH), np.int32)
-
-
-def inputs_of(tokens):
-  """What a model of tunix is called with."""
-  batch, length = tokens.shape
-  positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-  return (
-    tokens,
-    positions,
-    None,
-    jnp.broadcast_to(jnp.tri(length, dtype=bool), (batch, *[length] * 2)),
-  )
 
 
 def plain():

@@ -55,16 +55,25 @@ EXPERTS = {
 }
 
 
+def inputs_of(tokens):
+  """What a model of tunix is called with."""
+  batch, length = tokens.shape
+  positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  return (
+    tokens,
+    positions,
+    None,
+    jnp.broadcast_to(jnp.tri(length, dtype=bool), (batch, length, length)),
+  )
+
+
 def _decoder(module, rows, layer, fields):
   """`fields` are those of the config beside `SIZES`."""
   code = tunix(module)
   config = code.ModelConfig(**SIZES, **fields(code))
-  positions = jnp.broadcast_to(jnp.arange(3), (2, 3))
-  mask = jnp.broadcast_to(jnp.tri(3, dtype=bool), (2, 3, 3))
-  tokens = jnp.array([[1, 5, 10], [3, 0, 2]])
   return NnxExample(
     lambda: getattr(code, module.capitalize())(config, rngs=nnx.Rngs(0)),
-    (tokens, positions, None, mask),
+    inputs_of(jnp.array([[1, 5, 10], [3, 0, 2]])),
     {f'layers/{i}/{path}': kernel for i in range(DEPTH) for path, kernel in layer.items()},
     rows,
     uncovered=('embedder/input_embedding',),
