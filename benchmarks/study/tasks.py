@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.machinery import embedded_task
-from benchmarks.structures import scenes
+from benchmarks.study import scenes
 from glora_jax.vision.data.pipeline import Split
 
 TRAIN, VAL, TEST = 800, 200, 4000

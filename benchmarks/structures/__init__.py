@@ -1,1 +1,0 @@
-"""Structures against one another at equal size, on tasks for development and on final ones."""
