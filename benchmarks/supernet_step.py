@@ -9,6 +9,9 @@ ViT-B/16 at 224 in bfloat16, for a GPU. Batch 64, 10 classes, AdamW, rank 4, the
 trained, no augmentation, images resident. `--quick` takes a ViT as large as the embedded backbone,
 in dispatches of 12 steps, five times.
 
+The model's `apply` as a function of parameters and images, whose layers are found by use, is
+compared with the Linen model, whose layers are found by their modules.
+
 Each row does the same number of steps, in turn; JAX rows as one dispatch of
 `glora_jax.training.loop.make_steps`, torch rows as a plain loop. A ratio is the median over the
 repeats of the ratios within one repeat, so a machine that slows down for a while slows both sides;
@@ -26,11 +29,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import glora_jax
 from benchmarks.machinery import peers
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import make_parser, print_result, seconds
 from benchmarks.machinery.training_steps import (
   CLASSES,
+  RANK,
+  CompiledSteps,
   Problem,
   Shape,
   compare,
@@ -50,13 +56,29 @@ QUICK_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 1024, 2048, 8192  # of the matrices tha
 PRODUCTS, PRODUCT_REPEATS = 8, 5  # of these, in a chain
 
 FULL, SUPERNET, LORA = 'full fine-tuning', 'supernet', 'LoRA preset'
+FUNCTION, FUNCTION_LORA = 'supernet of a function', 'LoRA of a function'
 QWIX, PEFT_LORA, PEFT_GLORA = 'qwix LoRA', 'PEFT LoRA (torch)', 'PEFT GLoRA (torch)'
 TORCH = ('torch', 'timm', 'peft')
+
+
+def of_function(problem: Problem, structure: str | None = None) -> CompiledSteps:
+  """The model's `apply`, whose layers are found by use."""
+
+  def apply(params, images):
+    return problem.shape.model.apply({'params': params}, images)
+
+  space = glora_jax.SearchSpace(ranks=(RANK,))
+  adapted = glora_jax.adapt_function(apply, problem.params, problem.images[:1], space=space)
+  return glora_steps(problem, structure, adapted)
+
+
 METHODS = {  # what makes a row, and the libraries that it takes
   FULL: (full_steps, ()),
   SUPERNET: (glora_steps, ()),
   LORA: (functools.partial(glora_steps, structure='lora'), ()),
   'BitFit preset': (functools.partial(glora_steps, structure='bitfit'), ()),
+  FUNCTION: (of_function, ()),
+  FUNCTION_LORA: (functools.partial(of_function, structure='lora'), ()),
   QWIX: (peers.qwix_lora_steps, ('qwix',)),
   PEFT_LORA: (functools.partial(peers.peft_steps, adapter='lora'), TORCH),
   PEFT_GLORA: (functools.partial(peers.peft_steps, adapter='glora'), TORCH),
@@ -66,6 +88,9 @@ RATIOS = {
   'lora_over_full': (LORA, FULL),
   'bytes_over_full': (SUPERNET, FULL),
   'supernet_over_peft_glora': (SUPERNET, PEFT_GLORA),
+  'function_over_linen': (FUNCTION, SUPERNET),
+  'bytes_of_function_over_linen': (FUNCTION, SUPERNET),
+  'lora_of_function_over_linen': (FUNCTION_LORA, LORA),
   'lora_over_qwix': (LORA, QWIX),
   'lora_over_peft_lora': (LORA, PEFT_LORA),
 }

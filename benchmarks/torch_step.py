@@ -1,7 +1,7 @@
 """A LoRA step of PyTorch models on a CPU: `glora_jax.torch` against PEFT in PyTorch.
 
   pip install -e '.[peers]'
-  python -m benchmarks.torch_step [--repeats 9] [--quick]
+  python -m benchmarks.torch_step [--repeats 9] [--language] [--quick]
 
 A Llama of transformers (16.6 million parameters: 10 blocks, 4 texts of 128 tokens) and timm's ViT-S
 (8 images of 224 pixels), random weights, float32; LoRA of rank 8 in all linear layers of all
@@ -17,8 +17,9 @@ has XLA's account of our compiled steps.
 
 Then seconds of `adapt` for a Llama of 105 narrow layers; and how much memory a process needs at
 most to make a Llama of 0.9 GiB, to adapt it and to initialize the variables, over the model's size,
-with `release=True` and without. `--quick` takes two blocks, but for the 105 layers, and five
-repeats. The last line is JSON.
+with `release=True` and without. `--language` takes SmolLM2-135M alone (4 texts of 128 tokens; see
+`benchmarks.study.language`), with `--quick` a tiny model. `--quick` takes two blocks, but for the
+105 layers, and five repeats. The last line is JSON.
 """
 
 import ctypes
@@ -42,6 +43,7 @@ import glora_jax.torch
 from benchmarks.machinery.measuring import make_parser, print_result, print_table, seconds
 from benchmarks.machinery.peers import TorchSteps
 from benchmarks.machinery.training_steps import CompiledSteps, Problem, Shape, compare
+from benchmarks.study import language
 from glora_jax.training import losses
 from glora_jax.training.fit import step_loss
 
@@ -50,6 +52,7 @@ PAUSE = 0.3  # seconds; threads of the other framework spin for a while after th
 VOCABULARY = 4096
 TEXT = np.zeros((1, 8), int)  # what models are adapted with
 OURS, PEFT = 'glora_jax', 'PEFT (torch)'
+LLAMA, VIT, SMOLLM2 = 'Llama', 'ViT-S', 'SmolLM2-135M'
 
 
 def llama(width: int, blocks: int) -> torch.nn.Module:
@@ -71,14 +74,19 @@ Make = Callable[[], tuple[torch.nn.Module, Problem]]
 def problem(task: str, quick: bool) -> tuple[torch.nn.Module, Problem]:
   """A module, and random examples for a dispatch; the label of a token is the next token."""
   key = jax.random.key(0)
-  if task == 'Llama':
-    tokens = jax.random.randint(key, (4 * STEPS, 129), 0, VOCABULARY)
-    shape = Shape(None, size=128, batch=4, steps=STEPS)
-    return llama(320, 2 if quick else 10), Problem(shape, None, tokens[:, :-1], tokens[:, 1:])
-  pixels, labels = jax.random.normal(key, (8 * STEPS, 3, 224, 224)), jnp.arange(8 * STEPS)
-  shape = Shape(None, size=224, batch=8, steps=STEPS)
-  module = timm.create_model('vit_small_patch16_224', depth=2 if quick else 12)
-  return module, Problem(shape, None, pixels, labels)
+  if task == VIT:
+    pixels, labels = jax.random.normal(key, (8 * STEPS, 3, 224, 224)), jnp.arange(8 * STEPS)
+    shape = Shape(None, size=224, batch=8, steps=STEPS)
+    module = timm.create_model('vit_small_patch16_224', depth=2 if quick else 12)
+    return module, Problem(shape, None, pixels, labels)
+  if task == LLAMA:
+    module = llama(320, 2 if quick else 10)
+  else:
+    module = language.tiny() if quick else language.load()
+    module.config.use_cache = False
+  tokens = jax.random.randint(key, (4 * STEPS, 129), 0, module.config.vocab_size)
+  shape = Shape(None, size=128, batch=4, steps=STEPS)
+  return module, Problem(shape, None, tokens[:, :-1], tokens[:, 1:])
 
 
 def adapt(module: torch.nn.Module, inputs: Any, *, release: bool) -> tuple[Any, Any]:
@@ -182,16 +190,18 @@ def alone(function: Callable[..., Any], *given: Any) -> Any:
 
 def main() -> None:
   """Measures and prints."""
-  given = make_parser(__doc__, 'two blocks, five repeats', repeats=9).parse_args()
+  parser = make_parser(__doc__, 'two blocks, five repeats', repeats=9)
+  parser.add_argument('--language', action='store_true', help='SmolLM2-135M alone')
+  given = parser.parse_args()
   found: dict[str, Any] = {'quick': given.quick}
   repeats = QUICK_REPEATS if given.quick else given.repeats
-  for task in ('Llama', 'ViT-S'):
+  for task in [SMOLLM2] if given.language else [LLAMA, VIT]:
     found[task] = against_peft(task, functools.partial(problem, task, given.quick), repeats)
-  module = llama(64, 15)
-  found['adapt_seconds'] = seconds(lambda: adapt(module, TEXT, release=False)[1])
-  blocks = 2 if given.quick else 16
-  for name, release in (('released', True), ('kept', False)):
-    found[f'{name}_over_size'] = alone(held_by_adapt, blocks, release)
+  if not given.language:
+    module, blocks = llama(64, 15), 2 if given.quick else 16
+    found['adapt_seconds'] = seconds(lambda: adapt(module, TEXT, release=False)[1])
+    for name, release in (('released', True), ('kept', False)):
+      found[f'{name}_over_size'] = alone(held_by_adapt, blocks, release)
   print_result('torch_step', found)
 
 

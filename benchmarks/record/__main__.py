@@ -7,8 +7,6 @@ The record lies in `tests/golden/record`, one file for each part:
   training  losses of twenty steps of each kind of training; scores; an allocation
   runs      results, metrics and archives of runs, also of those of a suite
   programs  bytes, temporaries and collectives of TPU programs (pip install 'jax[tpu]')
-  times     ratios of `supernet_step`, `score_population`, `nnx_step` and `function_step`; only
-            if it is named, with nothing else running, and never a reason to fail
 
 What single models compute is not here: golden files and the tests' zoos hold it. Numbers are the
 same to nine digits, close (within 1e-5 of the largest of their list, as when arithmetic is done in
@@ -28,66 +26,94 @@ import importlib
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from benchmarks.machinery.measuring import machine, make_parser, print_result, print_table
-from benchmarks.record.comparing import compare, plain, to_text
+from benchmarks.machinery.measuring import machine, make_parser, plain, print_result
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDER = ROOT / 'tests' / 'golden' / 'record'
 PARTS = ('training', 'runs', 'programs')
-TIMES = 'times'
+DIGITS = 9  # of a number: float32 has 7 or 8
+TOLERANCE = 1e-5
 MOST_LISTED, LONGEST = 40, 70
-VERDICTS = ('same', 'close', 'differs', 'missing', 'new')
 
 
-def found(part: str) -> dict[str, Any]:
-  """What the code gives now, as JSON keeps it; empty where what a part takes is not installed."""
-  entries = importlib.import_module(f'benchmarks.record.{part}').record()
-  bar = tqdm(entries, desc=part, unit=' entries')
-  return {name: plain(values) for name, values in bar}
+def values_of(record: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """Every value of a record with its place; a list is one value."""
+  if not isinstance(record, dict):
+    yield path, record
+    return
+  for name, value in record.items():
+    yield from values_of(value, f'{path}/{name}' if path else name)
+
+
+def verdict_of(recorded: Any, found: Any) -> str:
+  """'same' to the last digit kept, 'close' within 1e-5 of a list's largest number, or 'differs'.
+
+  Differences count against the largest number, since sums cross zero.
+  """
+  if recorded == found:
+    return 'same'
+  try:
+    old, new = np.asarray(recorded), np.asarray(found)
+  except ValueError:  # lists of unlike lengths
+    return 'differs'
+  kinds = {old.dtype.kind, new.dtype.kind}
+  if old.shape != new.shape or 'f' not in kinds or kinds - {'f', 'i'}:  # texts, counts
+    return 'differs'
+  gap = np.abs(old - new).max(initial=0)
+  return 'close' if gap <= TOLERANCE * np.abs(old).max(initial=0) else 'differs'
+
+
+def to_text(record: dict[str, Any]) -> str:
+  """A record as JSON, a line for each of its entries."""
+  lines = [
+    f'{json.dumps(name)}: {json.dumps(value, separators=(",", ":"))}'
+    for name, value in record.items()
+  ]
+  return '{\n' + ',\n'.join(lines) + '\n}\n'
 
 
 def main() -> None:
   """Computes, then writes or compares."""
   parser = make_parser(__doc__)
-  names = [*PARTS, TIMES, []]  # argparse holds the empty default against the choices, too
+  names = [*PARTS, []]  # argparse holds the empty default against the choices, too
   parser.add_argument('parts', nargs='*', metavar='PART', choices=names, default=[])
   parser.add_argument('--write', action='store_true', help='the record anew')
   given = parser.parse_args()
   sys.path.insert(0, str(ROOT / 'tests'))
-  FOLDER.mkdir(parents=True, exist_ok=True)
-  counts, failed = {}, False
+  counts, different = {}, []
   for part in given.parts or PARTS:
-    path, entries = FOLDER / f'{part}.json', found(part)
-    if given.write and entries:
-      path.write_text(to_text({'made with': machine(), **entries}))
-      continue
-    recorded = json.loads(path.read_text())
-    made_with = recorded.pop('made with')
-    if not entries:
+    path = ROOT / 'tests' / 'golden' / 'record' / f'{part}.json'
+    entries = importlib.import_module(f'benchmarks.record.{part}').record()
+    bar = tqdm(entries, desc=part, unit=' entries')
+    today = {name: plain(values, DIGITS) for name, values in bar}
+    if not today:
       print(f'{part}: left out, since what it takes is not installed')
       continue
-    if made_with != machine():
-      print(f'{part}: recorded with {made_with}')
-    compared = list(compare(recorded, entries))
-    different = [held for held in compared if held.verdict not in ('same', 'close')]
-    for path, verdict, *values in different[:MOST_LISTED]:
-      texts = (json.dumps(value) for value in values)
-      cut = [text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...' for text in texts]
-      print(f'{verdict:8} {path}: {" -> ".join(cut)}')
-    if len(different) > MOST_LISTED:
-      print(f'and {len(different) - MOST_LISTED} more')
-    counts[part] = collections.Counter(held.verdict for held in compared)
-    failed |= part != TIMES and bool(counts[part].keys() - {'same', 'close'})
-  print_table(
-    {'part': '', **dict.fromkeys(VERDICTS, ',')},
-    [(part, *(count[verdict] for verdict in VERDICTS)) for part, count in counts.items()],
-  )
+    if given.write:
+      path.write_text(to_text({'made with': machine(), **today}))
+      continue
+    recorded = json.loads(path.read_text())
+    print(f'{part}: recorded with {recorded.pop("made with")}')
+    old, new = dict(values_of(recorded)), dict(values_of(today))
+    verdicts = {
+      place: verdict_of(old[place], new[place]) if place in old and place in new else 'differs'
+      for place in old | new
+    }
+    counts[part] = collections.Counter(verdicts.values())
+    different += [
+      (place, old.get(place), new.get(place))
+      for place, verdict in verdicts.items()
+      if verdict == 'differs'
+    ]
+  for place, *values in different[:MOST_LISTED]:
+    print(f'differs: {place}:', *(json.dumps(value)[:LONGEST] for value in values))
   print_result('record', {'counts': counts})
-  sys.exit(failed)
+  sys.exit(bool(different))
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.machinery.killable import without_seconds
-from benchmarks.record.comparing import Values
+from benchmarks.record.training import Values
 from glora_jax.files import read_tensors
 from glora_jax.vision.runs import experiment, suite
 from glora_jax.vision.runs.config import default_config

@@ -11,30 +11,32 @@ import numpy as np
 import optax
 
 import glora_jax
-from benchmarks.record.comparing import Values, digest
 from glora_jax.vision.data.augment import mixup
 from glora_jax.vision.models.vit import ViT
 
-STEPS, BATCH, IMAGES, CLASSES, SIDE = 20, 16, 80, 3, 16
+Values = dict[str, Any]
+
+BATCH, IMAGES, CLASSES, SIDE = 16, 80, 3, 16
+FREQUENCIES = (0.0, 0.7, 1.9, 3.1)
 RECIPE = glora_jax.Recipe(epochs=4, batch_size=BATCH, warmup_epochs=1, learning_rate=3e-3)
 CONSISTENCY = glora_jax.Consistency(weight=0.5)
-SUPERNETS: dict[str, tuple[Values, Values]] = {  # fields of a recipe, and options of a loss
-  'supernet': ({}, {}),
-  'supernet, paths': ({}, {'sampling': glora_jax.Sampling(paths=2, largest=0.3)}),
-  'supernet, used alone': ({'update_used_only': True}, {}),
-  'supernet, accumulated': ({'accumulate': 2}, {}),
-  'supernet, bounded': ({'max_grad_norm': 0.5}, {}),
-  'supernet, mixed': ({}, {'mix': functools.partial(mixup, alpha=0.8)}),
-  'supernet, consistency': ({}, {'consistency': CONSISTENCY}),
+# A preset, or None for the supernet; fields of a recipe; options of a loss.
+KINDS: dict[str, tuple[str | None, Values, Values]] = {
+  'supernet': (None, {}, {}),
+  'supernet, paths': (None, {}, {}),
+  'supernet, used alone': (None, {'update_used_only': True}, {}),
+  'supernet, accumulated': (None, {'accumulate': 2}, {}),
+  'supernet, bounded': (None, {'max_grad_norm': 0.5}, {}),
+  'supernet, mixed': (None, {}, {'mix': functools.partial(mixup, alpha=0.8)}),
+  'supernet, consistency': (None, {}, {'consistency': CONSISTENCY}),
+  'fixed, lora:2': ('lora:2', {}, {}),
+  'fixed, bitfit': ('bitfit', {}, {}),
+  'fixed, full': ('full', {}, {}),
+  'fixed, scale_shift_lora:2': ('scale_shift_lora:2', {}, {}),
+  'fixed, component dropout': ('lora:4', {}, {'component_dropout': 0.3}),
+  'fixed, consistency': ('lora:4', {}, {'consistency': CONSISTENCY}),
 }
-FIXED: dict[str, tuple[str, Values]] = {
-  'fixed, lora:2': ('lora:2', {}),
-  'fixed, bitfit': ('bitfit', {}),
-  'fixed, full': ('full', {}),
-  'fixed, scale_shift_lora:2': ('scale_shift_lora:2', {}),
-  'fixed, component dropout': ('lora:4', {'component_dropout': 0.3}),
-  'fixed, consistency': ('lora:4', {'consistency': CONSISTENCY}),
-}
+SAMPLINGS = {'supernet, paths': glora_jax.Sampling(paths=2, largest=0.3)}
 
 
 class Problem:
@@ -54,40 +56,41 @@ class Problem:
     self.adapted = glora_jax.adapt(model, self.images[:1], space=space)
     self.variables = self.adapted.init(jax.random.key(1), self.params)
 
-  def fit(self, learner: Any, options: Values, recipe: Any = RECIPE, sample: Any = None) -> Values:
-    """The loss of every step, and what is trained at the end."""
+  def fit(self, name: str) -> Values:
+    """The loss of every step of a kind of training, and what is trained at the end."""
+    preset, fields, options = KINDS[name]
+    draw = SAMPLINGS.get(name, glora_jax.Sampling()).draw
     losses: list[float] = []
     state = glora_jax.fit(
-      learner,
+      self.adapted.fix(preset) if preset else self.adapted,
       self.variables,
       glora_jax.classification(train=True, **options),
       (self.images, self.labels),
-      recipe,
+      dataclasses.replace(RECIPE, **fields),
       key=jax.random.key(4),
-      sample=sample,
+      sample=None if preset else functools.partial(draw, spec=self.adapted.spec),
       steps_per_dispatch=1,
       on_dispatch=lambda _, means: losses.append(means['loss']),
       progress=False,
     )
-    assert len(losses) == STEPS
     return {'losses': losses, 'trained': digest(state.trainable)}
 
 
 def record() -> Iterator[tuple[str, Values]]:
   """Names and entries, one after the other."""
   problem = Problem()
-  adapted = problem.adapted
-  for name, (fields, given) in SUPERNETS.items():
-    options = dict(given)
-    recipe = dataclasses.replace(RECIPE, **fields)
-    sampling = options.pop('sampling', glora_jax.Sampling())
-    draw = functools.partial(sampling.draw, spec=adapted.spec)
-    yield f'training/{name}', problem.fit(adapted, options, recipe, draw)
-  for name, (preset, options) in FIXED.items():
-    fixed = adapted.fix(preset)
-    yield f'training/{name}', problem.fit(fixed, options)
+  for name in KINDS:
+    yield f'training/{name}', problem.fit(name)
   yield 'scores', _scores(problem)
   yield 'allocation', _allocation(problem)
+
+
+def digest(tree: Any) -> list[float]:
+  """A tree of arrays in five numbers: its norm, and its products with four cosines."""
+  leaves = [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+  values = np.concatenate([*leaves, np.zeros(1)])
+  cosines = (np.cos(frequency * np.arange(len(values))) for frequency in FREQUENCIES)
+  return [float(np.linalg.norm(values)), *(float(values @ cosine) for cosine in cosines)]
 
 
 def _scores(problem: Problem) -> Values:

@@ -8,10 +8,9 @@ import pytest
 from numpy.testing import assert_array_equal
 from safetensors.numpy import save_file
 
-from benchmarks.drawings import pictures
-from benchmarks.language import texts as language
-from benchmarks.structures import tasks
-from benchmarks.words import texts
+from benchmarks.study import drawings as pictures
+from benchmarks.study import language, tasks
+from benchmarks.study import words as texts
 
 
 def contents(examples):
@@ -59,7 +58,7 @@ def draw_mood():
     return types.SimpleNamespace(input_ids=ids)
 
   def arrays_of(splits):
-    return {'train': splits.train['tokens'], 'test': splits.test['tokens']}
+    return {name: found['tokens'] for name, found in splits.items()}
 
   return [arrays_of(language.mood(tokenize, seed)) for seed in (0, 1)]
 

@@ -1,29 +1,25 @@
-"""The benchmark of a language model, with a tiny one and random texts."""
+"""The study of a language model, with a tiny one and random texts."""
 
 import pytest
 
 pytest.importorskip('torchax', reason='needs the peers extra')
 pytest.importorskip('transformers', reason='needs the peers extra')
-pytest.importorskip('peft', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
 
-from benchmarks.language import study, tables, trainings
-from benchmarks.language.methods import DOCUMENTATION, LORA, METHODS, MOOD, UNTRAINED
+from benchmarks.study.language import STUDY
+from benchmarks.study.study import read_results, run
 
 
 @pytest.mark.full  # a minute of compiling
-def test_what_has_a_result_is_not_trained_again(tmp_path, monkeypatch, capsys):
-  setting, folder = trainings.quick_setting(), str(tmp_path)
-  study.train(setting, folder)
-  results, sweeps = tables.read_results(folder), tables.read_sweeps(folder)
-  jobs = {(method, seed) for method in METHODS for seed in range(setting.seeds)}
-  jobs.add((UNTRAINED, 0))
-  assert results.keys() == {(task, *job) for task in (MOOD, DOCUMENTATION) for job in jobs}
-  again = trainings.train(setting, MOOD, LORA, 0, sweeps[LORA]['best'])  # as the sweep did
-  assert again['scores'].tolist() == results[MOOD, LORA, 0]['scores'].tolist()
+def test_what_has_a_result_is_not_trained_again(tmp_path, monkeypatch):
+  study, folder = STUDY.tiny(), str(tmp_path)
+  run(study, folder)
+  results = read_results(folder)
+  jobs = [*study.plan(results)]
+  assert {(*job[:3], job.seed) for job in jobs} == {
+    (*method, seed) for method, found in results.items() for seed in found
+  }
+  again = study.train(jobs[1])
+  assert {**again, 'job': [*jobs[1]]} == results[jobs[1][:3]][jobs[1].seed]
 
-  for name in ('untrained', 'sweep', 'train'):
-    monkeypatch.setattr(trainings, name, None)
-  study.train(setting, folder)
-  tables.show(folder)
-  assert capsys.readouterr().out.count(LORA) >= 3
+  monkeypatch.setattr(type(study), 'train', None)
+  run(study, folder)
