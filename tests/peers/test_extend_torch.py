@@ -7,6 +7,7 @@ import pytest
 from comparing import assert_refused
 
 pytest.importorskip('torchax', reason='needs the peers extra')
+pytest.importorskip('timm', reason='needs the peers extra')
 pytest.importorskip('transformers', reason='needs the peers extra')
 
 import torch
@@ -14,6 +15,8 @@ import transformers
 
 import glora_jax
 import glora_jax.torch
+from tests.peers import torch_zoo
+from tests.peers.torch_zoo import language_model, moved
 
 V = 24  # words, and as many features, so that not every square matrix has a row for each
 SIZES = {
@@ -24,25 +27,12 @@ SIZES = {
   'num_attention_heads': 2,
 }
 TOKENS = torch.tensor([[1, 2, 23]])
-
-
-def llama(**options):
-  return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **options))
-
-
 MODELS = {
-  'tied': lambda: llama(tie_word_embeddings=True),
-  'own head': llama,
-  'own head with bias': lambda: with_bias(
-    transformers.PhiForCausalLM(transformers.PhiConfig(**SIZES))
-  ),
+  'tied': lambda: language_model('Llama', **SIZES, tie_word_embeddings=True),
+  'own head': lambda: language_model('Llama', **SIZES),
+  'own head with bias': lambda: language_model('Phi', **SIZES),
   'no head, 16 bits': lambda: transformers.BertModel(transformers.BertConfig(**SIZES)).bfloat16(),
 }
-
-
-def with_bias(module):
-  torch.nn.init.normal_(module.get_output_embeddings().bias)
-  return module
 
 
 @pytest.mark.parametrize('make', MODELS.values(), ids=MODELS)
@@ -63,7 +53,7 @@ def test_a_model_is_as_transformers_resizes_it_whose_new_rows_are_means_with_som
 
 def with_tied_bias():
   """For the bias of a tied head, transformers has zeros."""
-  return with_bias(transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)))
+  return moved(transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)))
 
 
 @pytest.mark.parametrize('make', [MODELS['tied'], MODELS['own head'], with_tied_bias])
@@ -105,7 +95,4 @@ def test_a_module_given_to_the_other_function_and_bad_ids_are_refused():
   assert_refused('use glora_jax.torch.extend', glora_jax.extend, module, {'embed': 0}, 1)
   assert_refused('new[0][0]=24', glora_jax.torch.extend, module, [[V]])
   assert module.config.vocab_size == V
-  vit = {**SIZES, 'image_size': 8, 'patch_size': 4}
-  del vit['vocab_size']
-  images = transformers.ViTModel(transformers.ViTConfig(**vit))
-  assert_refused('no vocabulary', glora_jax.torch.extend, images, 1)
+  assert_refused('no vocabulary', glora_jax.torch.extend, torch_zoo.vit().module, 1)

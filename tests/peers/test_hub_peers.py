@@ -21,16 +21,13 @@ TENSORS = safetensors.numpy.load(CONTENTS['model.safetensors'])
 PARTS = {
   f'model-0000{part}-of-00002.safetensors': sorted(TENSORS)[part - 1 :: 2] for part in (1, 2)
 }
+PLACES = {name: part for part, names in PARTS.items() for name in names}
 IN_PARTS = {
   'config.json': CONTENTS['config.json'],
-  'model.safetensors.index.json': json.dumps(
-    {'weight_map': {name: part for part, names in PARTS.items() for name in names}}
-  ).encode(),
-  **{
-    part: safetensors.numpy.save({name: TENSORS[name] for name in names})
-    for part, names in PARTS.items()
-  },
+  'model.safetensors.index.json': json.dumps({'weight_map': PLACES}).encode(),
 }
+for part, names in PARTS.items():
+  IN_PARTS[part] = safetensors.numpy.save({name: TENSORS[name] for name in names})
 HUB = {  # files of each commit, by repository
   'me/vit': {FIRST: CONTENTS, SECOND: {**CONTENTS, 'preprocessor_config.json': PREPROCESSOR}},
   'me/parts': {FIRST: IN_PARTS},
@@ -71,33 +68,32 @@ def hub(tmp_path):
 
 def test_names_online_and_then_offline(hub):
   address, requests, environment = hub
-  known = {
-    'hf:me/vit': [FIRST, 16, 'inception'],
-    f'hf:me/vit@{FIRST}': [FIRST, 16, 'inception'],
-    'hf:me/vit@refs/pr/1': [SECOND, 16, 'inception'],
-    'hf:me/parts': [FIRST, 16, 'inception'],
+  commits = {
+    'hf:me/vit': FIRST,
+    f'hf:me/vit@{FIRST}': FIRST,
+    'hf:me/vit@refs/pr/1': SECOND,
+    'hf:me/parts': FIRST,
   }
+  known = {name: [commit, 16, 'inception'] for name, commit in commits.items()}
   unknown = {
     'hf:me/none': f'{address} has no repository me/none',
     'hf:me/vit@none': "me/vit has no revision 'none'",
     'hf:me/old': 'its default branch has no model.safetensors',
   }
   online = outcomes(environment, *known, *unknown)
-  assert {name: online[name] for name in known} == known
   for name, sentence in unknown.items():
-    kind, message = online[name]
+    kind, message = online.pop(name)
     assert kind == 'FileNotFoundError'
     assert message.startswith(f'{name}: {sentence}')
     assert '\n' not in message
+  assert online == known
 
   requests.clear()
   offline = outcomes({**environment, 'HF_HUB_OFFLINE': '1'}, *known, 'hf:me/vit@dev')
-  assert {name: offline[name] for name in known} == known
-  kind, message = offline['hf:me/vit@dev']
+  kind, message = offline.pop('hf:me/vit@dev')
   assert kind == 'OSError'
   assert 'offline mode is on ($HF_HUB_OFFLINE); connect once' in message
+  assert offline == known
   assert not requests
-
-  requests.clear()
   assert outcomes(environment, *known) == known
   assert not [path for method, path in requests if 'resolve' in path and method == 'GET']

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from numpy.testing import assert_allclose, assert_array_equal
+from trees import normal
 
 pytest.importorskip('timm', reason='needs the peers extra')
 pytest.importorskip('transformers', reason='needs the peers extra')
@@ -28,7 +29,7 @@ from glora_jax.vision.models.resize import resize_patch_embed, resize_pos_embed
 from glora_jax.vision.models.vit import ACTIVATIONS
 from tests.peers import families
 
-IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+IMAGES = np.array(normal(3, 32, 32, 3))
 NAMES = families.FAMILIES
 
 
@@ -152,14 +153,13 @@ def test_a_file_that_holds_less_than_it_says_is_refused(tmp_path):
 
 @pytest.mark.parametrize('new', [(3, 4), (14, 9)])
 def test_position_embeddings_are_resized_as_timm_does(new):
-  old = np.random.default_rng(0).normal(size=(1, 26, 8)).astype(np.float32)
+  old = np.array(normal(1, 26, 8))
   of_timm = resample_abs_pos_embed(torch.tensor(old), list(new), [5, 5])
-  found = resize_pos_embed(old, (5, 5), new, 'bicubic_antialias')
-  assert_allclose(found, of_timm, atol=1e-5)
+  assert_allclose(resize_pos_embed(old, (5, 5), new, 'bicubic_antialias'), of_timm, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [6, 12, 16])
 def test_patch_embeddings_are_resized_as_timm_does(size):
-  kernel = np.random.default_rng(0).normal(size=(8, 8, 3, 5)).astype(np.float32)
+  kernel = np.array(normal(8, 8, 3, 5))
   theirs = resample_patch_embed(torch.tensor(kernel).permute(3, 2, 0, 1), [size, size])
   assert_allclose(resize_patch_embed(kernel, size), theirs.permute(2, 3, 1, 0), atol=1e-4)

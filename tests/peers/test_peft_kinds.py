@@ -1,32 +1,27 @@
 """PEFT's kinds by PEFT itself, out and in: structures times modules."""
 
-import copy
 import functools
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
-from comparing import assert_close, trained_variables
 from hypothesis import strategies as st
 
 pytest.importorskip('peft', reason='needs the peers extra')
+pytest.importorskip('timm', reason='needs the peers extra')
+pytest.importorskip('torchax', reason='needs the peers extra')
 
 import peft
-import timm
 import torch
-import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import glora_jax
-from glora_jax.peft import load_peft, save_peft
-from tests.peers.random_adapters import random_adapter
+from tests.peers import torch_zoo
+from tests.peers.random_adapters import BothWays
 
-TENSORS = 'ABCDE'
 TOKENS = torch.tensor([[1, 4], [6, 0], [2, 2]])
 IMAGES = torch.tensor(np.random.default_rng(0).normal(size=(3, 3, 4, 5)), dtype=torch.float32)
-SPACE = glora_jax.SearchSpace((1, 2, 3), scale=1.7)
 
 
 class Net(nn.Module):
@@ -47,35 +42,10 @@ class Net(nn.Module):
 
 @functools.cache
 def ready(width=5):
-  """(torch model, adapted, params, variables, outputs and fold of variables and a genome)."""
   torch.manual_seed(0)
-  model = Net(width).eval()
-  adapted, params = glora_jax.torch.adapt(
-    model, TOKENS, IMAGES, space=SPACE, heads='head', convs=True, embeddings=True
-  )
-  variables = trained_variables(adapted, params)
-
-  @jax.jit
-  def results(variables, genome):
-    outputs = adapted.apply(variables, TOKENS.numpy(), IMAGES.numpy(), genome=genome)
-    return outputs, adapted.fold(variables, genome=genome)
-
-  return model, adapted, params, variables, results
-
-
-def flat(params):
-  """Parameters by torch's names."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {jax.tree_util.keystr(keys, simple=True, separator='.'): leaf for keys, leaf in leaves}
-
-
-def in_peft(model, folder, *inputs):
-  """What PEFT makes of an adapter: outputs, and the merged parameters by name."""
-  with_adapter = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
-  with torch.no_grad():
-    outputs = with_adapter(*inputs).numpy()
-  merged = dict(with_adapter.merge_and_unload().named_parameters())
-  return outputs, {name: value.detach().numpy() for name, value in merged.items()}
+  space = glora_jax.SearchSpace((1, 2, 3), scale=1.7)
+  options = {'space': space, 'heads': 'head', 'convs': True, 'embeddings': True}
+  return BothWays(Net(width).eval(), TOKENS, IMAGES, **options)
 
 
 # The kinds, the narrowest first: which forms of A and B they hold, and whether C, D and E.
@@ -104,35 +74,16 @@ def structures(draw, spec):
   return kind, genome
 
 
-def check_both_ways(folder, case, kind, genome):
-  """PEFT's outputs and merged weights are ours, also after the adapter is read again."""
-  model, adapted, params, variables, results = case
-  written = save_peft(folder, adapted, variables, genome=genome, kind=kind)
-  outputs, folded = results(variables, genome)
-  found, merged = in_peft(model, folder, TOKENS, IMAGES)
-  assert_close(found, outputs)
-  assert merged.keys() == flat(folded).keys()
-  fixed, read = load_peft(folder, adapted, params)
-  again = flat(results(read, fixed.genome)[1])
-  for name, value in flat(folded).items():
-    assert_close(merged[name], value)
-    assert_close(again[name], value)
-  return written
-
-
 def check_structures(folder, examples, widths):
-  case = ready()
-
   @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True)
-  @hypothesis.given(structures(case[1].spec), st.sampled_from(widths))
+  @hypothesis.given(structures(ready().adapted.spec), st.sampled_from(widths))
   def check(drawn, width):
     kind, genome = drawn
     hypothesis.assume(genome.any())
+    narrowest = ready(width).check_out(folder, genome)
     order = list(KINDS)
-    case = ready(width)
-    narrowest = check_both_ways(folder, case, None, genome)
     assert order.index(narrowest) <= order.index(kind)
-    assert check_both_ways(folder, case, kind, genome) == kind
+    assert ready(width).check_out(folder, genome, kind) == kind
 
   check()
 
@@ -146,46 +97,6 @@ def test_every_structure_and_size_goes_out_and_comes_back(tmp_path):
   check_structures(tmp_path, 300, [5, 2, 8])
 
 
-@pytest.mark.parametrize(
-  'forms, kind',
-  [
-    ({'': 'lora:2'}, 'lora'),
-    ({'': {'B': 'vector', 'C': 'vector', 'D': 'constant'}}, 'lora'),
-    ({'conv': {'A': 'constant'}, 'gpt': {'A': 'lora:2'}}, 'hira'),
-    ({'': {'A': 'vector', 'B': 'lora:1'}}, 'dora'),
-    ({'gpt': {'A': 'constant', 'E': 'vector'}}, 'dora'),
-    ({'deep': {'A': 'lora:1', 'B': 'lora:3'}}, 'glora'),
-    ({'deep/0': {'A': 'lora:1', 'E': 'vector'}, 'deep/2': {'B': 'constant'}}, 'glora'),
-  ],
-)
-def test_the_narrowest_kind_is_written(forms, kind, tmp_path):
-  case = ready()
-  genome = case[1].fix(forms).genome
-  assert save_peft(tmp_path, case[1], case[3], genome=genome) == kind
-
-
-SIZES = {
-  'hidden_size': 32,
-  'num_hidden_layers': 2,
-  'num_attention_heads': 4,
-  'intermediate_size': 48,
-}
-WORDS = {'vocab_size': 64, 'use_cache': False}
-MODELS = {
-  'llama': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **WORDS)),
-  'gpt2': lambda: transformers.GPT2LMHeadModel(
-    transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, **WORDS)
-  ),
-  'bert': lambda: transformers.BertForSequenceClassification(
-    transformers.BertConfig(vocab_size=64, **SIZES)
-  ),
-  'vit': lambda: transformers.ViTForImageClassification(
-    transformers.ViTConfig(image_size=32, patch_size=8, **SIZES)
-  ),
-  'convnext': lambda: timm.models.ConvNeXt(
-    num_classes=5, depths=(1, 1, 2, 1), dims=(16, 24, 32, 48)
-  ),
-}
 FORMS = {
   'lora': [0, 3, 0, 0, 0],
   'lora with biases': [0, 4, 1, 2, 2],
@@ -196,68 +107,35 @@ FORMS = {
 }
 
 
-@pytest.mark.full
-@pytest.mark.parametrize('name', MODELS)
-def test_models_of_transformers_and_timm_go_out_and_come_back(name, tmp_path):
-  """Distances relative to the largest logit or weight: `pytest -m full -s` prints them."""
-  torch.manual_seed(0)
-  model = MODELS[name]().eval()
-  inputs = torch.randint(64, (2, 7))
-  if name in ('vit', 'convnext'):
-    inputs = torch.randn(2, 3, 32, 32)
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.add_(torch.randn_like(parameter) * 0.05)
-  adapted, params = glora_jax.torch.adapt(
-    model,
-    inputs,
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[] if name == 'mixtral' else pytest.mark.full)
+    for name in torch_zoo.EXAMPLES
+    if name != 'torchvision_vit'  # whose attention calls no module
+  ],
+)
+def test_modules_of_the_zoo_go_out_and_come_back(name, tmp_path):
+  example = torch_zoo.EXAMPLES[name]()
+  parts = dict(example.module.named_modules())
+  case = BothWays(
+    example.module,
+    *example.inputs,
     space=glora_jax.SearchSpace((2, 4), scale=2.0),
-    select=lambda path: 'conv_dw' not in path,  # of groups
-    convs=name in ('vit', 'convnext'),
-    embeddings=name == 'bert',
+    size=0.1,
+    kwargs=example.kwargs,
+    **example.options,
   )
-  variables = trained_variables(adapted, params, 0.1)
-
-  def logits(outputs):
-    return getattr(outputs, 'logits', outputs)
-
-  @jax.jit
-  def results(variables, genome):
-    outputs = adapted.apply(variables, inputs.numpy(), genome=genome)
-    return logits(outputs), adapted.fold(variables, genome=genome)
-
-  def distance(found, expected):
-    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
-
   for forms, row in FORMS.items():
-    genome = np.tile(np.array(row, np.int8), (len(adapted.spec), 1))
-    genome[[not layer.bias for layer in adapted.spec], 2:] = 0
-    if forms == 'glora' and name in ('gpt2', 'bert', 'vit', 'convnext'):
-      if name != 'bert':
-        with pytest.raises(ValueError, match='GLoRA cannot hold Conv'):
-          save_peft(tmp_path, adapted, variables, genome=genome)
-        continue
-      genome[['embeddings' in layer.name for layer in adapted.spec]] = 0
-    kind = save_peft(tmp_path, adapted, variables, genome=genome)
-    assert kind == forms.split()[0]
-    outputs, folded = results(variables, genome)
-    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
-    with torch.no_grad():
-      found = logits(wrapped(inputs)).numpy()
-    merged = dict(wrapped.merge_and_unload().named_parameters())
-    fixed, read = load_peft(tmp_path, adapted, params)
-    again, _ = results(read, fixed.genome)
-    weights = max(distance(merged[k].detach(), v) for k, v in flat(folded).items())
-    distances = distance(found, outputs), weights, distance(again, outputs)
-    print(name, forms, *(f'{number:.1e}' for number in distances))
-    assert max(distances) < 1e-5
-
-
-def outputs_of_peft(model, config, folder):
-  """Writes an adapter of PEFT with random tensors; its outputs."""
-  with_adapter = random_adapter(copy.deepcopy(model), config, folder, 0.2)
-  with torch.no_grad():
-    return with_adapter(TOKENS, IMAGES).numpy()
+    genome = np.tile(np.array(row, np.int8), (len(case.adapted.spec), 1))
+    for layer, codes in zip(case.adapted.spec, genome, strict=True):
+      part = parts.get(layer.name.replace('/', '.'))
+      codes[2:] *= layer.bias
+      if part is None:  # an expert
+        codes *= forms == 'lora'
+      elif forms == 'glora' or getattr(part, 'groups', 1) > 1:
+        codes *= type(part) is nn.Linear
+    assert not genome.any() or case.check_out(tmp_path, genome) == forms.split()[0]
 
 
 ALL = {'target_modules': ['table', 'conv', 'gpt', 'deep.0', 'deep.2'], 'modules_to_save': ['head']}
@@ -307,13 +185,9 @@ THEIRS = {
 }
 
 
-@pytest.mark.parametrize('name', THEIRS)
-def test_an_adapter_of_peft_is_read_as_a_structure(name, tmp_path, caplog):
-  config, forms = THEIRS[name]
-  model, adapted, params, _, results = ready()
-  expected = outputs_of_peft(model, config, tmp_path)
+@pytest.mark.parametrize('config, forms', THEIRS.values(), ids=THEIRS)
+def test_an_adapter_of_peft_is_read_as_a_structure(config, forms, tmp_path, caplog):
   with caplog.at_level('INFO', logger='glora_jax.peft'):
-    fixed, variables = load_peft(tmp_path, adapted, params)
-  assert_close(results(variables, fixed.genome)[0], expected)
+    ready().check_in(tmp_path, config, 0.2)
   read = caplog.text.strip().partition('read as ')[2].split('; ')
   assert {layers.rpartition(' in ')[0] for layers in read} == forms

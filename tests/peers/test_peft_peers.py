@@ -5,7 +5,7 @@ Skipped where the `peers` extra is not installed (`.ci/run` installs it).
 
 import numpy as np
 import pytest
-from comparing import mixed_loras, trained_variables
+from comparing import assert_close, mixed_loras, trained_variables
 
 pytest.importorskip('timm', reason='needs the peers extra')
 pytest.importorskip('peft', reason='needs the peers extra')
@@ -42,8 +42,7 @@ def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
   expected = adapted.apply(variables, IMAGES, genome=genome)
-  found = families.logits(with_adapter, IMAGES)
-  assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+  assert_close(families.logits(with_adapter, IMAGES), expected)
   base = adapted.model.apply({'params': params}, IMAGES)
   assert np.abs(expected - base).max() > 0.01
 
@@ -61,6 +60,5 @@ def test_loras_of_parts_of_a_fused_layer_are_read_side_by_side(tmp_path):
   )
   expected = families.logits(random_adapter(theirs, config, tmp_path / 'adapter', 0.1), IMAGES)
   adapted, variables = load(tmp_path / 'adapter', adapted, params)
-  found = adapted.apply(variables, IMAGES)
-  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+  assert_close(adapted.apply(variables, IMAGES), expected)
   assert not adapted.genome[:, [0, 2, 3, 4]].any()

@@ -3,6 +3,7 @@
 Skipped where the `peers` extra is not installed (`.ci/run` installs it).
 """
 
+import functools
 import re
 
 import flax.linen as nn
@@ -70,6 +71,7 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_and_which_peft_may_
   tmp_path,
 ):
   base = jax.tree.map(lambda kernel: qwix.quantize(kernel, 'int8', channelwise_axes=[1]), KERNELS)
+  plain = jax.tree.map(dequantize, base, is_leaf=is_quantized)
   adapted, headless = (
     glora_jax.adapt_function(two_layers, KERNELS, X, structure={'fc': 'lora'}, heads=heads)
     for heads in ('head', None)
@@ -77,7 +79,6 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_and_which_peft_may_
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, adapted.init(KEY, base))
   names = {'fc/w': 'fc', 'head.*': 'head'}
   save_peft(tmp_path / 'peft', headless, headless.init(KEY, base), names)
-  plain = {name: {'w': qwix.dequantize(layer['w'])} for name, layer in base.items()}
   for fixed, loaded in (
     glora_jax.load_adapter(tmp_path / 'adapter', adapted, base),
     load_peft(tmp_path / 'peft', adapted, base, names),
@@ -194,15 +195,16 @@ def of_linen(model, structure, **options):
   return adapted, model.init(KEY, X)['params']
 
 
+def of_function(structure):
+  return glora_jax.adapt_function(reader, READ, X, structure=structure, select='fc'), READ
+
+
 WAYS = {
-  'linen': lambda structure: of_linen(Model(), structure),
-  'stack': lambda structure: of_linen(Stack(), structure),
-  'tied': lambda structure: of_linen(Tied(), structure, embeddings=True),
-  'rows': lambda structure: of_linen(Tied(), structure, embeddings=[0, 2]),
-  'function': lambda structure: (
-    glora_jax.adapt_function(reader, READ, X, structure=structure, select='fc'),
-    READ,
-  ),
+  'linen': functools.partial(of_linen, Model()),
+  'stack': functools.partial(of_linen, Stack()),
+  'tied': functools.partial(of_linen, Tied(), embeddings=True),
+  'rows': functools.partial(of_linen, Tied(), embeddings=[0, 2]),
+  'function': of_function,
 }
 
 
@@ -255,13 +257,11 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select, structure):
   provider = qwix.PtqProvider([qwix.QuantizationRule(weight_qtype='nf4', tile_size=4)])
   theirs = qwix.quantize_model(model, provider, X)
   packed = glora_jax.nnx.params(theirs)
-  full = jax.tree.map(dequantize, packed, is_leaf=is_quantized)
-
-  def attached(params):
-    base = glora_jax.nnx.with_params(model, params)
-    return glora_jax.nnx.attach(base, X, structure=structure, select=select, heads=None, key=KEY)
-
-  ours, plain = attached(packed), attached(full)
+  options = {'structure': structure, 'select': select, 'heads': None, 'key': KEY}
+  ours, plain = (
+    glora_jax.nnx.attach(glora_jax.nnx.with_params(model, params), X, **options)
+    for params in (packed, jax.tree.map(dequantize, packed, is_leaf=is_quantized))
+  )
   assert is_quantized(vars(ours.fc)['kernel'].get_value())
   assert_allclose(ours(X), theirs(X), atol=1e-5)
   for one in (ours, plain):
@@ -277,9 +277,9 @@ def test_a_live_model_is_trained_on_its_quantized_parameters(select, structure):
   folded = glora_jax.nnx.fold(ours)
   assert type(folded) is NnxModel
   assert not has_quantized(folded)
-  assert_allclose(folded(X), ours(X), atol=1e-5)
   adapted, variables = glora_jax.nnx.as_adapted(ours)
-  assert_allclose(adapted.apply(variables, X), ours(X), atol=1e-5)
+  for outputs in (folded(X), adapted.apply(variables, X)):
+    assert_allclose(outputs, ours(X), atol=1e-5)
 
 
 def test_a_bfloat16_model_computes_in_bfloat16_and_sharded_parts_are_gathered_packed():
@@ -296,27 +296,23 @@ def test_a_bfloat16_model_computes_in_bfloat16_and_sharded_parts_are_gathered_pa
 
 
 def test_asymmetric_quantization_has_its_zero_points_back():
-  params = glora_jax.nnx.params(NnxModel(nnx.Rngs(0)))
-  kernel = params['fc']['kernel'] + 1
+  kernel = KERNELS['fc']['w'] + 1
   old = qwix.quantize(kernel, 'int8', tiled_axes={0: 4}, calibration_method='minmax')
-  again = requantize({'kernel': qwix.dequantize(old)}, {'kernel': old})['kernel']
+  exact = qwix.dequantize(old)
+  again = requantize({'kernel': exact}, {'kernel': old})['kernel']
   assert jax.tree.map(shape_and_type, again) == jax.tree.map(shape_and_type, old)
   assert again.zero_point is not None
-  exact = qwix.dequantize(old)
   assert_allclose(qwix.dequantize(again), exact, atol=2.0**-7 * np.abs(exact).max())
 
 
-def test_models_that_are_quantized_themselves_are_refused():
-  provider = qwix.PtqProvider([qwix.QuantizationRule(module_path='.*', weight_qtype='int8')])
-  model = qwix.quantize_model(NnxModel(nnx.Rngs(0)), provider, X)
-  for name, call, arguments in (
-    ('Model', glora_jax.adapt, (quantized(weight_qtype='int8')[0], X)),
-    ('two_layers', glora_jax.adapt_function, (two_layers, pack(KERNELS, 'int8'), X)),
-    ('NnxModel', glora_jax.nnx.attach, (model, X)),
+def test_models_that_are_quantized_themselves_are_refused_and_no_quantized_vocabulary_is_extended():
+  rules = [qwix.QuantizationRule(module_path='.*', weight_qtype='int8')]
+  model = qwix.quantize_model(NnxModel(nnx.Rngs(0)), qwix.PtqProvider(rules), X)
+  theirs, params = quantized(weight_qtype='int8')
+  for named, call, *arguments in (
+    ('Model is a quantized model of qwix', glora_jax.adapt, theirs, X),
+    ('two_layers is a q', glora_jax.adapt_function, two_layers, pack(KERNELS, 'int8'), X),
+    ('NnxModel is a quantized model of qwix', glora_jax.nnx.attach, model, X),
+    ('extend them first', glora_jax.extend, params, {'head': -1}, 1),
   ):
-    assert_refused(f'{name} is a quantized model of qwix', call, *arguments)
-
-
-def test_a_quantized_vocabulary_is_not_extended():
-  _, params = quantized(weight_qtype='int8')
-  assert_refused('extend them first', glora_jax.extend, params, {'head': -1}, 1)
+    assert_refused(named, call, *arguments)

@@ -3,8 +3,10 @@
 import html
 import json
 import re
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ pytest.importorskip('torchax', reason='needs the peers extra')
 
 from timm.models import _hub  # noqa: E402
 from tiny_runs import make_config, without_seconds  # noqa: E402
+from trees import randomized  # noqa: E402
 
 from glora_jax import convert  # noqa: E402
 from glora_jax.vision.data import image  # noqa: E402
@@ -23,6 +26,7 @@ from glora_jax.vision.models.checkpoint import hub_name  # noqa: E402
 from glora_jax.vision.models.classifier import Classifier  # noqa: E402
 from glora_jax.vision.runs.experiment import run  # noqa: E402
 from glora_jax.vision.runs.workdir import Stopped  # noqa: E402
+from tests.peers.torch_zoo import moved  # noqa: E402
 
 TIMM = {  # fields that make them small, and the size of images
   'vit_small_patch14_reg4_dinov2': ({'depth': 1, 'embed_dim': 24, 'num_heads': 2}, 56),
@@ -46,13 +50,9 @@ TRANSFORMERS = {
 }
 
 
-def moved(module):
-  """The module with parameters that are not its initial ones."""
-  generator = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for value in module.parameters():
-      value += 0.1 * torch.randn(value.shape, generator=generator)
-  return module.eval()
+def save_for_hub(module, folder, **fields):
+  """As timm saves a module."""
+  _hub.save_for_hf(moved(module, 0.1), folder, safe_serialization=True, **fields)
 
 
 @pytest.fixture(scope='module')
@@ -68,64 +68,59 @@ def folders(tmp_path_factory):
         fields, side = TIMM[name]
         resized = {'img_size': side} if side < 224 else {}
         module = timm.create_model(name, num_classes=5, **fields, **resized)
-        _hub.save_for_hf(moved(module), path, safe_serialization=True)
+        save_for_hub(module, path)
       else:
         parts = {'max_shard_size': '10KB'} if name == 'swin' else {}
-        moved(transformers.AutoModel.from_config(TRANSFORMERS[name])).save_pretrained(path, **parts)
+        module = transformers.AutoModel.from_config(TRANSFORMERS[name])
+        moved(module, 0.1).save_pretrained(path, **parts)
         transformers.ViTImageProcessor(size={'height': 56, 'width': 56}).save_pretrained(path)
     return str(made[name])
 
   return folder
 
 
-def logits_of_library(folder, images, library, **options):
-  images = torch.from_numpy(images).permute(0, 3, 1, 2)
-  if library == 'timm':
-    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(images).detach().numpy()
-  module = transformers.AutoModelForImageClassification.from_pretrained(folder)
-  return module(images, **options).logits.detach().numpy()
-
-
-@pytest.mark.parametrize('name', [*TIMM, *TRANSFORMERS])
-def test_logits_are_the_librarys_before_and_after_saving(name, folders, tmp_path):
-  model, params, metadata = weights.load(folders(name))
-  side = metadata['image_size']
-  images = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
-  apply = jax.jit(lambda model, params: model.apply({'params': params}, images), static_argnums=0)
-  if name in TIMM:
-    theirs = logits_of_library(folders(name), images, 'timm')
-    np.testing.assert_allclose(apply(model, params), theirs, atol=1e-5)
+def assert_as_in_library(checkpoint, folder):
+  """The checkpoint has the logits of the folder's module; gives images and logits."""
+  model, params, metadata = checkpoint
+  shape = 2, metadata['image_size'], metadata['image_size'], 3
+  images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
+  if model.library == 'timm':
+    theirs = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(inputs)
   else:
-    assert model.num_classes == 0
+    module = transformers.AutoModelForImageClassification.from_pretrained(folder)
+    theirs = module(inputs, **model.options).logits
+  logits = jax.jit(model.apply)({'params': params}, images)
+  np.testing.assert_allclose(logits, theirs.detach(), atol=1e-5)
+  return images, logits
 
-  model, params, metadata = weights.refit(model, params, metadata, num_classes=3)
-  keys = iter(jax.random.split(jax.random.key(1), 1000))
-  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
-  metadata['classes'] = ['a', 'b', 'c']
-  weights.save(tmp_path, model, params, metadata)
-  ours = apply(model, params)
-  theirs = logits_of_library(tmp_path, images, model.library, **model.options)
-  np.testing.assert_allclose(ours, theirs, atol=1e-5)
-  again, _, read = weights.load(tmp_path)
-  assert read == metadata
-  assert again.num_classes == 3
-  features = apply(model.clone(num_classes=0), params)
-  np.testing.assert_allclose(model.logits_of(params, features), ours, atol=1e-5)
+
+RESIZED = 'vit_small_patch14_reg4_dinov2', 'dinov2_with_registers', 'siglip'
 
 
 @pytest.mark.parametrize(
-  'name', ['vit_small_patch14_reg4_dinov2', 'dinov2_with_registers', 'siglip']
+  'name, sizes',
+  [
+    *((name, {}) for name in (*TIMM, *TRANSFORMERS)),
+    *((name, {'image_size': 112}) for name in RESIZED),
+  ],
 )
-def test_another_size_of_images(name, folders, tmp_path):
-  model, params, metadata = weights.refit(
-    *weights.load(folders(name)), num_classes=2, image_size=112
-  )
-  keys = iter(jax.random.split(jax.random.key(1), 1000))
-  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+def test_logits_are_the_librarys_before_and_after_saving(name, sizes, folders, tmp_path):
+  checkpoint = weights.load(folders(name))
+  if name in TIMM:
+    assert_as_in_library(checkpoint, folders(name))
+  else:
+    assert checkpoint.model.num_classes == 0
+  model, params, metadata = weights.refit(*checkpoint, num_classes=3, **sizes)
+  params = jax.tree.map(jnp.add, params, randomized(params, scale=0.1))
+  metadata['classes'] = ['a', 'b', 'c']
   weights.save(tmp_path, model, params, metadata)
-  images = np.random.default_rng(0).normal(size=(2, 112, 112, 3)).astype(np.float32)
-  theirs = logits_of_library(tmp_path, images, model.library, **model.options)
-  np.testing.assert_allclose(model.apply({'params': params}, images), theirs, atol=1e-5)
+  images, logits = assert_as_in_library((model, params, metadata), tmp_path)
+  again, _, read = weights.load(tmp_path)
+  assert read == metadata
+  assert again.num_classes == 3
+  features = jax.jit(model.clone(num_classes=0).apply)({'params': params}, images)
+  np.testing.assert_allclose(model.logits_of(params, features), logits, atol=1e-5)
 
 
 def test_a_stopped_run_resumes_and_what_it_leaves_is_a_model_of_the_library(
@@ -179,17 +174,12 @@ def test_what_a_module_has_not_is_refused(values, sentence, folders, tmp_path):
 
 
 def test_what_cannot_be_loaded_run_or_exported_is_a_sentence(folders, tmp_path):
-  folder = tmp_path / 'broken'
-  folder.mkdir()
-  for path in (tmp_path / folders('convnext')).iterdir():
-    (folder / path.name).write_bytes(path.read_bytes())
+  folder = shutil.copytree(folders('convnext'), tmp_path / 'broken')
   config = json.loads((folder / 'config.json').read_text())
-  (folder / 'config.json').write_text(json.dumps({**config, 'hidden_sizes': [8, 8, 8, 16]}))
-  with pytest.raises(ValueError, match='transformers cannot load and run it'):
-    weights.load(folder)
-  (folder / 'config.json').write_text(json.dumps({'model_type': 'dinov3_vit'}))
-  with pytest.raises(ValueError, match='transformers cannot load and run it'):
-    weights.load(folder)
+  for broken in ({**config, 'hidden_sizes': [8, 8, 8, 16]}, {'model_type': 'dinov3_vit'}):
+    (folder / 'config.json').write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match='transformers cannot load and run it'):
+      weights.load(folder)
   with pytest.raises(SystemExit, match='cannot be exported'):
     convert.main([folders('siglip'), str(tmp_path / 'model.jax_export')])
   with pytest.raises(ValueError, match='has no head'):
@@ -199,19 +189,16 @@ def test_what_cannot_be_loaded_run_or_exported_is_a_sentence(folders, tmp_path):
 def test_classifiers_of_transformers_may_end_in_several_layers(tmp_path):
   config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
   module = transformers.ResNetForImageClassification(config)
-  moved(module).half().save_pretrained(tmp_path / 'half')
+  moved(module, 0.1).half().save_pretrained(tmp_path / 'half')
   checkpoint = weights.load(tmp_path / 'half')
   weights.save(tmp_path / 'whole', *checkpoint)
-  images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-  ours = checkpoint.model.apply({'params': checkpoint.params}, images)
-  theirs = logits_of_library(tmp_path / 'whole', images, 'transformers')
-  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  assert_as_in_library(checkpoint, tmp_path / 'whole')
 
 
 def test_timm_can_replace_the_head_of_what_was_saved(tmp_path):
   """Also where all fields of the first `config.json` stood side by side."""
   module = timm.create_model('test_convnext', num_classes=5)
-  _hub.save_for_hf(moved(module), tmp_path / 'old', safe_serialization=True)
+  save_for_hub(module, tmp_path / 'old')
   path = tmp_path / 'old' / 'config.json'
   fields = json.loads(path.read_text())['pretrained_cfg']
   path.write_text(json.dumps({**fields, 'architecture': 'test_convnext'}))
@@ -224,21 +211,17 @@ def test_a_vit_that_is_not_plain_stays_so_when_it_was_saved(tmp_path):
   fields, _ = TIMM['vit_small_patch14_reg4_dinov2']
   fields = {**fields, 'act_layer': 'relu', 'img_size': 32}
   module = timm.create_model('vit_small_patch16_224', num_classes=5, **fields)
-  _hub.save_for_hf(moved(module), tmp_path / 'relu', model_args=fields, safe_serialization=True)
+  save_for_hub(module, tmp_path / 'relu', model_args=fields)
   weights.save(tmp_path / 'again', *weights.load(tmp_path / 'relu'))
-  model, params, _ = weights.load(tmp_path / 'again')
-  images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-  theirs = logits_of_library(tmp_path / 'relu', images, 'timm')
-  np.testing.assert_allclose(model.apply({'params': params}, images), theirs, atol=1e-5)
+  assert_as_in_library(weights.load(tmp_path / 'again'), tmp_path / 'relu')
 
 
 def test_the_file_that_is_named_is_read_or_refused(folders, tmp_path):
-  for path in (tmp_path / folders('convnext')).iterdir():
-    (tmp_path / path.name).write_bytes(path.read_bytes())
-  (tmp_path / 'ema.safetensors').write_bytes((tmp_path / 'model.safetensors').read_bytes())
-  assert weights.load(tmp_path / 'model.safetensors').model.library == 'transformers'
+  folder = shutil.copytree(folders('convnext'), tmp_path / 'two')
+  shutil.copy(folder / 'model.safetensors', folder / 'ema.safetensors')
+  assert weights.load(folder / 'model.safetensors').model.library == 'transformers'
   with pytest.raises(ValueError, match='might read another'):
-    weights.load(tmp_path / 'ema.safetensors')
+    weights.load(folder / 'ema.safetensors')
 
 
 def test_classes_that_are_not_those_of_the_head_are_refused(folders, tmp_path):

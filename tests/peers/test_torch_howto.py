@@ -5,6 +5,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import assert_close
 from places import ROOT
 from trees import randomized
 
@@ -29,13 +30,13 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   outputs = applied(names, tokens, use_cache=False).logits
   tuned = transformers.LlamaForCausalLM.from_pretrained('tuned')
   logits = tuned(torch.tensor(tokens)).logits
-  assert_close(logits, outputs)
+  assert_close(logits.detach(), outputs)
   predicted = logits[:, :-1].argmax(-1).numpy()
   assert (predicted == tokens[:, 1:]).mean() > 0.8
   base = transformers.LlamaForCausalLM(names['config'])
   glora_jax.torch.load(base, names['params'])
   with_adapter = peft.PeftModel.from_pretrained(base, 'adapter').eval()
-  assert_close(with_adapter(torch.tensor(tokens)).logits, outputs)
+  assert_close(with_adapter(torch.tensor(tokens)).logits.detach(), outputs)
 
   exec(of_words, names)
   texts, outputs = names['texts'], applied(names, names['texts'], use_cache=False).logits
@@ -44,11 +45,11 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   extended = transformers.LlamaForCausalLM.from_pretrained('tuned')
   glora_jax.torch.extend(extended, 2)
   with_words = peft.PeftModel.from_pretrained(extended, 'words').eval()
-  assert_close(with_words(torch.tensor(texts)).logits, outputs)
+  assert_close(with_words(torch.tensor(texts)).logits.detach(), outputs)
   glora_jax.load_adapter('words.safetensors', names['adapted'], names['params'])
 
   exec(of_timm, names)
-  assert_close(names['module'](names['images']), applied(names, names['images']))
+  assert_close(names['module'](names['images']).detach(), applied(names, names['images']))
 
 
 def test_the_language_model_of_getting_started_is_trained_for_peft(tmp_path, monkeypatch):
@@ -59,7 +60,7 @@ def test_the_language_model_of_getting_started_is_trained_for_peft(tmp_path, mon
   module, params, tokens = names['module'], names['params'], names['tokens']
   glora_jax.torch.load(module, params)
   logits = peft.PeftModel.from_pretrained(module, 'adapter').eval()(torch.tensor(tokens)).logits
-  assert_close(logits, applied(names, tokens, use_cache=False).logits)
+  assert_close(logits.detach(), applied(names, tokens, use_cache=False).logits)
 
 
 @pytest.mark.full  # caches, calls and pools have tests of their own
@@ -73,11 +74,11 @@ def test_the_lines_on_generation_run_and_write_the_tokens_of_transformers(tmp_pa
   names['variables']['glora'] = randomized(names['variables']['glora'], scale=0.1)
   exec(of_loop, names)
   folded, inputs = adapted.fold(names['variables']), (names['tokens'], names['mask'])
-  assert_writes(names['texts'], names, folded)
+  assert_writes(names['texts'], names, [folded] * 3)
   first, *others = names['texts'][:, 5:].tolist()
   stop = next(token for token in first if not any(token in other for other in others))
   texts = names['write'](names['variables'], *inputs, steps=8, stop=stop)
-  assert_writes(texts, names, folded, stop=stop)
+  assert_writes(texts, names, [folded] * 3, stop)
 
   exec(of_nnx, names)
   model = names['model']
@@ -90,29 +91,25 @@ def test_the_lines_on_generation_run_and_write_the_tokens_of_transformers(tmp_pa
     adapted.fold(glora_jax.load_adapter(f'{name}.safetensors', adapted, base)[1])
     for name in ('pirate', 'poet')
   ]
-  assert_writes(names['texts'], names, *of_adapters, base)
+  assert_writes(names['texts'], names, [*of_adapters, base])
 
 
-def assert_writes(texts, names, *params, stop=2):
-  """Asserts that texts are those of transformers' own `generate` with folded weights.
-
-  The weights are the same for all prompts, or one tree for each.
-  """
-  prompts, mask = torch.tensor(names['tokens']), torch.tensor(names['mask'])
-  rows = [slice(row, row + 1) for row in range(3)] if len(params) == 3 else [slice(None)]
-  for row, weights in zip(rows, params, strict=True):
+def assert_writes(texts, names, params, stop=2):
+  """Texts are those of transformers' own `generate`, each with its own folded weights."""
+  for text, prompt, mask, weights in zip(
+    texts, names['tokens'], names['mask'], params, strict=True
+  ):
     glora_jax.torch.load(names['module'], weights)
-    expected = names['module'].generate(
-      prompts[row],
-      attention_mask=mask[row],
+    [expected] = names['module'].generate(
+      torch.tensor(prompt[None]),
+      attention_mask=torch.tensor(mask[None]),
       max_new_tokens=8,
       do_sample=False,
       eos_token_id=stop,
       pad_token_id=stop,
     )
-    missing = texts.shape[1] - expected.shape[1]
-    expected = np.pad(expected, ((0, 0), (0, missing)), constant_values=stop)
-    np.testing.assert_array_equal(texts[row], expected)
+    missing = len(text) - len(expected)
+    np.testing.assert_array_equal(text, np.pad(expected, (0, missing), constant_values=stop))
 
 
 def lines_of(page):
@@ -123,7 +120,3 @@ def lines_of(page):
 
 def applied(names, *inputs, **kwargs):
   return names['adapted'].apply(names['state'].variables, *inputs, **kwargs)
-
-
-def assert_close(tensor, array):
-  np.testing.assert_allclose(tensor.detach(), array, atol=1e-5 * np.abs(array).max())

@@ -30,8 +30,7 @@ THEIR_SIZES = {
   'head_dim': CHANNELS,
 }
 TOKENS = np.random.default_rng(0).integers(0, WORDS, (2, 6))
-POSITIONS = jnp.broadcast_to(jnp.arange(6), TOKENS.shape)
-INPUTS = (TOKENS, POSITIONS, None, jnp.broadcast_to(jnp.tri(6, dtype=bool), (2, 6, 6)))
+INPUTS = code_bases.inputs_of(TOKENS)
 
 
 def gemma3(kv_heads):

@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import timm
 import torch
 import torchvision
 import transformers
+from comparing import vector
 from hand_count import Counted, Kernel, Kernels, beside, registry
 from timm.models._efficientnet_builder import decode_arch_def
 
@@ -43,33 +45,52 @@ class TorchExample(Counted):
   rows: int
   reasons: Mapping[str, str]
 
-  @property
-  def fits_peft(self) -> bool:
-    """Whether HF PEFT can adapt every layer: its LoRAs are those of linear modules."""
-    owners = (path.rpartition('/')[0].replace('/', '.') for path in self.kernels)
-    return all(isinstance(self.module.get_submodule(owner), LINEAR) for owner in owners)
+
+def as_numpy(tree):
+  """A tree with PyTorch's tensors as NumPy's arrays, in half precision as float32."""
+
+  def convert(leaf):
+    if not isinstance(leaf, torch.Tensor):
+      return leaf
+    return (leaf.float() if leaf.is_floating_point() else leaf).detach().numpy()
+
+  return jax.tree.map(convert, tree)
 
 
-LINEAR = torch.nn.Linear, transformers.pytorch_utils.Conv1D
+def outputs_of(module, *args, **kwargs):
+  """What a module returns by PyTorch itself, as a vector."""
+  with torch.no_grad():
+    outputs = module(*args, **kwargs)
+  return vector(as_numpy(outputs.to_tuple() if hasattr(outputs, 'to_tuple') else outputs))
 
 
-def _counted(module, inputs, kernels, rows, reasons, **fields) -> TorchExample:
-  """An example whose parameters and statistics are all moved away from their initial values."""
+def moved(module, size=0.2):
+  """A module in evaluation mode, its parameters and statistics moved from their initial values."""
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():
     for value in module.parameters():
-      value += 0.2 * torch.randn(value.shape, generator=generator)
+      value += size * torch.randn(value.shape, generator=generator)
     for name, value in module.named_buffers():
       if name.endswith(('running_mean', 'running_var')):
         value += torch.rand(value.shape, generator=generator)
-  uncovered = tuple(path for path, reason in reasons.items() if reason != HEAD)
+  return module.eval()
+
+
+def language_model(kind, **fields):
+  """A decoder of transformers in the sizes of `DECODER`, but for these fields."""
+  config = getattr(transformers, f'{kind}Config')(**DECODER | fields)
+  return moved(getattr(transformers, f'{kind.removesuffix("Text")}ForCausalLM')(config))
+
+
+def _counted(module, inputs, kernels, rows, reasons, **fields) -> TorchExample:
+  """An example whose module is moved."""
   return TorchExample(
-    module=module.eval(),
+    module=moved(module),
     inputs=inputs,
     kernels=kernels,
     rows=rows,
     reasons=reasons,
-    uncovered=uncovered,
+    uncovered=tuple(path for path, reason in reasons.items() if reason != HEAD),
     **fields,
   )
 
@@ -198,12 +219,12 @@ def torchvision_vit():
 # transformers: decoders.
 
 
-def _decoder(kind, config, names, rows, reasons, more=None):
-  """A decoder with these linear modules in each block, and more kernels."""
+def _decoder(module, names, rows, reasons, experts=None, bias=False):
+  """A decoder with these linear modules in each block, and the kernels of its experts."""
   return _counted(
-    getattr(transformers, f'{kind}ForCausalLM')(config),
+    module,
     (TOKENS,),
-    _stack('model/layers', names, bias=False) | (more or {}),
+    _stack('model/layers', names, bias=bias) | (experts or {}),
     rows,
     reasons,
     kwargs={'use_cache': False},
@@ -216,34 +237,52 @@ UNTIED = {TABLE: LOOKED_UP, 'lm_head/weight': HEAD}
 
 @example
 def llama():
-  return _decoder('Llama', transformers.LlamaConfig(**DECODER), f'{ATTENTION} {GATED}', 14, UNTIED)
+  return _decoder(language_model('Llama'), f'{ATTENTION} {GATED}', 14, UNTIED)
 
 
 @example
 def qwen3():
   """Head and embedding are one table, which PyTorch calls by its first name."""
-  config = transformers.Qwen3Config(**DECODER, tie_word_embeddings=True)
-  return _decoder('Qwen3', config, f'{ATTENTION} {GATED}', 14, {TABLE: TIED})
-
-
-@example
-def qwen3_moe():
-  """Each expert is two layers, gate and up together and down; the router is one, too."""
-  config = transformers.Qwen3MoeConfig(
-    **DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12
-  )
-  experts = {
-    f'model/layers/{i}/mlp/experts/{name}': Kernel('soi')
-    for i in range(DEPTH)
-    for name in ('gate_up_proj', 'down_proj')
-  }
-  return _decoder('Qwen3Moe', config, f'{ATTENTION} mlp/gate', 26, UNTIED, experts)
+  module = language_model('Qwen3', tie_word_embeddings=True)
+  return _decoder(module, f'{ATTENTION} {GATED}', 14, {TABLE: TIED})
 
 
 @example
 def gemma3():
-  config = transformers.Gemma3TextConfig(**DECODER)
-  return _decoder('Gemma3', config, f'{ATTENTION} {GATED}', 14, {TABLE: TIED})
+  return _decoder(language_model('Gemma3Text'), f'{ATTENTION} {GATED}', 14, {TABLE: TIED})
+
+
+def _routed(kind, router='gate', axes='soi', bias=False, **fields):
+  """Each expert is two layers, gate and up together and down; the router is one, too."""
+  paths = [
+    f'model/layers/{i}/mlp/experts/{name}'
+    for i in range(DEPTH)
+    for name in ('gate_up_proj', 'down_proj')
+  ]
+  return _decoder(
+    language_model(kind, **fields, num_experts_per_tok=3),
+    f'{ATTENTION} mlp/{router}',
+    26,
+    UNTIED,
+    {path: Kernel(axes, f'{path}_bias' if bias else None) for path in paths},
+    bias,
+  )
+
+
+@example
+def qwen3_moe():
+  return _routed('Qwen3Moe', num_experts=4, moe_intermediate_size=12)
+
+
+@example
+def mixtral():
+  return _routed('Mixtral', num_local_experts=4)
+
+
+@example
+def gpt_oss():
+  """Its kernels of experts are [expert, in, out], and have biases."""
+  return _routed('GptOss', 'router', 'sio', bias=True, num_local_experts=4)
 
 
 @example
