@@ -15,6 +15,7 @@ from comparing import (
   assert_trees_close,
   random_params,
   trained_variables,
+  vector,
 )
 from decoders import KEY, PARAMS, TOKENS, D, Decoder, Live, V, decoded, tied
 from flax import nnx
@@ -192,28 +193,25 @@ def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(mode, row
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(found)(trainable)))
 
 
+def adapt_two_tables(rows):
+  return glora_jax.adapt(Positions(), TOKENS, structure='lora:2', embeddings=rows)
+
+
 def test_of_several_tables_those_that_are_named_are_trained():
-  params = random_params(Positions(), TOKENS)
-
-  def adapted(rows):
-    return glora_jax.adapt(Positions(), TOKENS, structure='lora:2', embeddings=rows)
-
-  both, one = (
-    adapted({'word': jnp.array(IDS), 'pos': [True, False, False, True, False]}),
-    adapted({'position': range(2)}),
-  )
-  assert {layer.name: layer.ids for layer in both.spec if layer.ids} == {
-    'word/embedding': (1, 7, 40),
-    'position/embedding': (0, 3),
-  }
+  both = adapt_two_tables({'word': jnp.array(IDS), 'pos': [True, False, False, True, False]})
+  assert [(layer.name, layer.ids) for layer in both.spec if layer.ids] == [
+    ('word/embedding', (1, 7, 40)),
+    ('position/embedding', (0, 3)),
+  ]
+  assert_folds(both, trained_variables(both, random_params(Positions(), TOKENS)), TOKENS)
+  one = adapt_two_tables({'position': range(2)})
   assert [layer.name for layer in one.spec] == ['position/embedding', 'mlp']
-  assert_folds(both, trained_variables(both, params), TOKENS)
   for rows, named in (
     ([1], ('all tables', 'word/embedding (41 rows), position/embedding (5 rows)')),
     ({'word': [1], 'token': [2]}, 'ids are given for token'),
     ({'position': [1, 5]}, ('ids of position/embedding are 0 to 4', 'got 5')),
   ):
-    assert_refused(named, adapted, rows)
+    assert_refused(named, adapt_two_tables, rows)
 
 
 @pytest.mark.parametrize(
@@ -286,8 +284,7 @@ def test_a_pool_serves_adapters_of_different_rows_in_one_batch(tmp_path):
   for number, name in enumerate(names):
     model, own = alone[name]
     expected = model.apply(own, tokens[number : number + 1])
-    for output, answer in zip(outputs, expected, strict=True):
-      assert_close(output[number], answer[0])
+    assert_close(vector([output[number] for output in outputs]), vector(expected))
   saved(tmp_path / 'many', range(4))
   assert_refused(('4 rows', 'holds 3'), pool.load, 'many', tmp_path / 'many')
 

@@ -91,24 +91,17 @@ def test_a_new_word_is_read_as_the_mean_of_those_it_starts_as():
   assert_close(larger['embed'][V:], jnp.stack(expected))
 
 
-def test_dtypes_boxes_and_shardings_stay():
-  mesh = jax.make_mesh(
-    (1, jax.device_count()), ('data', 'x'), axis_types=(jax.sharding.AxisType.Auto,) * 2
-  )
+def test_dtypes_boxes_and_shardings_stay_and_shapes_are_extended_as_arrays_are():
+  mesh = jax.make_mesh((1, 1), ('data', 'x'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
-  table = jax.device_put(jnp.ones((8 * jax.device_count(), D), jnp.bfloat16), split)
+  table = jax.device_put(jnp.ones((V, D), jnp.bfloat16), split)
   params = {'embed': nn.Partitioned(table, ('words', None))}
-  box = glora_jax.extend(params, {'embed': 0}, 1, multiple=jax.device_count())['embed']
+  box = extended(params)['embed']
   assert isinstance(box, nn.Partitioned)
   assert box.names == ('words', None)
   assert box.value.dtype == jnp.bfloat16
   assert box.value.sharding.is_equivalent_to(split, 2)
-
-
-def test_shapes_are_extended_as_arrays_are():
-  shapes = {'embed': jax.ShapeDtypeStruct((V, D), jnp.float32)}
-  larger = jax.eval_shape(lambda params: glora_jax.extend(params, {'embed': 0}, 2), shapes)
-  assert larger['embed'].shape == (V + 2, D)
+  assert jax.eval_shape(extended, params)['embed'].value.shape == (V + 2, D)
 
 
 PARAMS = {'embed': normal(V, D), 'head': {'kernel': normal(D, V), 'bias': normal(V)}}
@@ -154,14 +147,3 @@ def test_an_adapter_of_a_larger_vocabulary_says_that_the_base_is_to_be_extended(
   assert_refused(advice, Pool(here, params).load, 'a', path)
   adapted, loaded = glora_jax.load_adapter(path, there, extended(params))
   assert_close(adapted.apply(loaded, TOKENS), there.apply(variables, TOKENS))
-
-
-@pytest.mark.parametrize('options', [{'embeddings': True}, {}, {'heads': None}], ids=str)
-def test_an_adapter_of_peft_says_so_too_if_it_has_numbers_for_each_word(tmp_path, options):
-  names = {'mlp': 'mlp', 'embed/embedding': 'embed', 'head': 'head'}
-  params = random_params(Words(V), TOKENS)
-  options = {'structure': 'lora:1', **options}
-  here, there = (glora_jax.adapt(Words(words), TOKENS, **options) for words in (V, V + 2))
-  glora_jax.peft.save_peft(tmp_path, there, random_variables(there, extended(params)), names)
-  advice = 'extend the base first: glora_jax.extend'
-  assert_refused(advice, glora_jax.peft.load_peft, tmp_path, here, params, names)

@@ -54,10 +54,8 @@ def test_canonical_genomes_are_idempotent_and_never_cost_more(genome):
 
 
 def test_one_output_makes_vector_and_constant_one_subnet():
-  genome = np.zeros((3, 5), np.int8)
-  vector, constant = genome.copy(), genome.copy()
-  vector[1] = [2, 2, 0, 2, 2]
-  constant[1] = [1, 1, 0, 1, 1]
+  vector, constant = np.zeros((2, 3, 5), np.int8)
+  vector[1], constant[1] = [2, 2, 0, 2, 2], [1, 1, 0, 1, 1]
   assert_array_equal(canonicalize(LAYERS, vector), constant)
 
 
