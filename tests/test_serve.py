@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import assert_refused, random_params
+from flax import nnx
 from numpy.testing import assert_allclose
 from small_models import Transformer
 from trees import normal, randomized
