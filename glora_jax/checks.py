@@ -79,7 +79,8 @@ def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
     known = {key: each for key, each in kinds_of(kind).items() if key in value}
     return {**value, **{key: validate(value[key], each, key) for key, each in known.items()}}
   elif origin in (list, tuple) and isinstance(items := plain(value), list | tuple):
-    return origin(validate(item, *parts[:1] or (Any,), name, **limits) for item in items)
+    of_items, *_ = parts or (Any,)
+    return origin(validate(item, of_items, name, **limits) for item in items)
   elif origin in (dict, collections.abc.Mapping) and isinstance(value, Mapping):
     of_keys, of_items = parts or (Any, Any)
     return {
@@ -107,7 +108,7 @@ def _scalar(value: Any, kind: Any, choices: tuple) -> Any:
 def _within(value: Any, kind: Any, choices: tuple, name: str, **limits: float) -> Any:
   """A value of the right kind, unless a limit or the choices forbid it."""
   if kind is Literal and value not in choices:
-    raise ValueError(_must_be(expected(Literal[choices]), value, name))
+    raise ValueError(_must_be(' or '.join(map(repr, choices)), value, name))
   if kind not in (int, float):
     return value
   if kind is float and not abs(value) <= sys.float_info.max:  # of NaN, too

@@ -5,6 +5,8 @@ import subprocess
 
 from places import ROOT, environment, program
 
+# Seconds after which a process hangs: ten times what the longest one takes on a quiet machine.
+HANG = 600
 PIPES = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
 
 
@@ -16,7 +18,7 @@ def free_port():
 
 def finish(*processes):
   """Standard output of each."""
-  printed = [process.communicate(timeout=300) for process in processes]
+  printed = [process.communicate(timeout=HANG) for process in processes]
   for process, (_, errors) in zip(processes, printed, strict=True):
     assert process.returncode == 0, errors[-3000:]
   return [output for output, _ in printed]

@@ -85,8 +85,8 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
   """
   validate(adapted, Adapted, 'adapted')
   check_variables(adapted, variables)
-  if adapted.genome is None:
-    adapted = adapted.fix(largest_genome(adapted.spec))
+  genome = largest_genome(adapted.spec) if adapted.genome is None else adapted.genome
+  adapted = adapted.fix(genome)
   variables = jax.tree.map(_without_zeros, variables)
   fresh = {**variables, **adapted.init(jax.random.key(0), variables['params'])}
 
@@ -113,7 +113,7 @@ def check(adapted: Adapted, variables: Mapping[str, Any], *inputs: Any, **kwargs
 
   started, applied = outputs(adapted.apply, fresh), outputs(adapted.apply, variables)
   gradients = jax.device_get(jax.grad(loss)(variables[COLLECTION]))
-  read = parts_read(adapted.places.groups, adapted.spec, adapted.genome, gradients)
+  read = parts_read(adapted.places.groups, adapted.spec, genome, gradients)
   program = str(jax.make_jaxpr(lambda: base(variables['params']))())
   return Check(
     identity=_relative_error(started, base(variables['params'])),

@@ -8,7 +8,7 @@ import tempfile
 import pytest
 from comparing import assert_refused
 from digits_folder import Digits, copy_digits, prepared_digits
-from joining import PIPES
+from joining import HANG, PIPES
 from numpy.testing import assert_array_equal
 from places import program
 
@@ -35,7 +35,7 @@ def test_two_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path):
   meeting_point.mkdir()
   command = [*program('vision/programs/prepare_together'), str(folder), str(meeting_point)]
   started = [subprocess.Popen(command, **PIPES) for _ in range(2)]
-  outputs, errors = zip(*(each.communicate(timeout=120) for each in started), strict=True)
+  outputs, errors = zip(*(each.communicate(timeout=HANG) for each in started), strict=True)
   assert [each.returncode for each in started] == [0, 0], errors
   images, labels = pipeline.load(tfds.read(builder_in(folder), 'test'), 8)
   expected = f'{images.shape} {images.sum()} {labels.sum()}'
