@@ -88,7 +88,7 @@ def validate(value: Any, kind: Any, name: str, **limits: float) -> Any:
       for key, item in value.items()
     }
   elif (found := _scalar(value, origin, parts)) is not _OTHER:
-    return _within(found, origin, parts, name, **limits)
+    return _within(found, origin, parts, value, name, **limits)
   source = _SOURCES.get(getattr(kind, '__name__', ''), '')
   raise TypeError(_must_be(expected(kind, **limits) + source, value, name))
 
@@ -105,20 +105,20 @@ def _scalar(value: Any, kind: Any, choices: tuple) -> Any:
   return value if isinstance(value, kinds.get(kind, kind)) else _OTHER
 
 
-def _within(value: Any, kind: Any, choices: tuple, name: str, **limits: float) -> Any:
-  """A value of the right kind, unless a limit or the choices forbid it."""
+def _within(value: Any, kind: Any, choices: tuple, given: Any, name: str, **limits: float) -> Any:
+  """A value of the right kind, unless a limit or the choices forbid it; `given` as it was."""
   if kind is Literal and value not in choices:
-    raise ValueError(_must_be(' or '.join(map(repr, choices)), value, name))
+    raise ValueError(_must_be(' or '.join(map(repr, choices)), given, name))
   if kind not in (int, float):
     return value
   if kind is float and not abs(value) <= sys.float_info.max:  # of NaN, too
-    raise ValueError(_must_be('finite', value, name))
+    raise ValueError(_must_be('finite', given, name))
   if kind is int and limits:
     limits = {'most': MOST_COUNTED, **limits}
   for limit, bound in limits.items():
     is_within, words = _LIMITS[limit]
     if not is_within(value, bound):
-      raise ValueError(_must_be(f'{words} {bound}', value, name))
+      raise ValueError(_must_be(f'{words} {bound}', given, name))
   return kind(value)
 
 

@@ -60,5 +60,5 @@ def test_the_tpu_compiler_takes_a_program_and_is_asked_once(tmp_path):
   case = Case('evaluation', 'embedded', 'v5e:2x2', 8)
   found = compiled(case, kept)
   assert found['arguments'] > 0
-  assert found['collectives'].keys() == {'all-gather'}
+  assert 'all-gather' in found['collectives']
   assert compiled(case, Kept(str(tmp_path / 'kept.jsonl'))) == found

@@ -108,10 +108,10 @@ PARAMS = {'embed': normal(V, D), 'head': {'kernel': normal(D, V), 'bias': normal
 BAD = [
   ({'tables': {'emd': 0}}, "'emd' in tables matches none of embed, head/bias"),
   ({'tables': {}}, 'one vocabulary'),
-  ({'tables': {'embed': 2}}, 'tables.embed=2 must be 0 or -1'),
+  ({'tables': {'embed': 2}}, 'tables=2 must be 0 or -1'),
   ({'tables': {'embed': 0, 'head': 0}}, ['one vocabulary', "'embed': 10", "'head/kernel': 4"]),
   ({'new': 'word'}, "new='word' must be an integer or a list"),
-  ({'new': [[V]]}, 'new[0][0]=10 must be at most 9'),
+  ({'new': [[V]]}, 'new=10 must be at most 9'),
 ]
 
 

@@ -134,7 +134,7 @@ REFUSED = [
   (lambda: check_genome(LAYERS, np.zeros((2, 5), np.int8)), '(2, 5)', '[..., 3, 5]'),
   (lambda: check_genome(LAYERS, np.ones((3, 5), bool)), 'bool'),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),
-  (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'layers[0].A'),
+  (lambda: genome_from_json(LAYERS, {'genome': [[0] * 5] * 3, 'layers': [{}] * 3}), 'A is missing'),
   (lambda: random(29, Layer('a', 6, 9, space=SearchSpace(2, B='lora'))), '29', '30'),
   *(
     (functools.partial(glora_jax.preset, LAYERS, name), *named)

@@ -1,8 +1,11 @@
 """The judge of wrong and hostile inputs: each ends in a right result, or is refused in one line."""
 
 import contextlib
+import hashlib
+import os
 import pathlib
 import signal
+import stat
 import tempfile
 import traceback
 from typing import NamedTuple
@@ -10,7 +13,6 @@ from typing import NamedTuple
 import hypothesis
 import jax
 import numpy as np
-from places import digests
 
 import glora_jax
 from glora_jax.checks import printable
@@ -54,10 +56,17 @@ def new_place():
       yield place
 
 
-def contents(place):
-  """Digests of the files of a case, and the paths of all that there is."""
-  root = place.given.parent
-  return digests(root), {*root.rglob('*')}
+def contents(*folders):
+  """Digests of files, targets of links and types of all else below folders."""
+  found = {}
+  for path in (path for folder in folders for path in (folder, *folder.rglob('*'))):
+    if path.is_symlink():
+      found[path] = os.readlink(path)
+    elif path.is_file():
+      found[path] = hashlib.sha256(path.read_bytes()).digest()
+    elif path.exists():
+      found[path] = stat.S_IFMT(path.stat().st_mode)
+  return found
 
 
 def judged(attempt, place):
@@ -65,7 +74,7 @@ def judged(attempt, place):
 
   A result must be finite and the same when it is made again, and all files must be as they were.
   """
-  before = contents(place)
+  before = contents(*place)
   try:
     result = _within_time(attempt)
   except Exception as error:
@@ -78,7 +87,7 @@ def judged(attempt, place):
       assert not is_float or np.isfinite(leaf).all(), f'accepted, and not finite: {result!r:.400}'
     again = _within_time(attempt)
   assert same(result, again), f'once {result!r:.400}, then {again!r:.400}'
-  assert contents(place) == before, 'files have changed'
+  assert contents(*place) == before, 'files have changed'
   return result
 
 
