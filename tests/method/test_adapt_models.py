@@ -15,6 +15,8 @@ from glora_jax import SearchSpace
 from glora_jax.method.adapt import adapt
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
+pytestmark = pytest.mark.accelerator
+
 
 class LinenCase(Case):
   """A linen model with all its collections."""

@@ -14,6 +14,8 @@ from numpy.testing import assert_allclose
 
 from glora_jax.method import adapter, equation
 
+pytestmark = pytest.mark.accelerator
+
 
 @pytest.fixture(scope='module')
 def golden_layer():

@@ -25,6 +25,8 @@ import glora_jax
 from glora_jax.method.quantized import dequantize, has_quantized, is_quantized, requantize
 from glora_jax.peft import load_peft, save_peft
 
+pytestmark = pytest.mark.accelerator
+
 X, KEY = normal(2, 4, 8), jax.random.key(0)
 
 

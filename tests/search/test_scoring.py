@@ -14,6 +14,8 @@ from tiny_models import problem, reference_scores
 import glora_jax
 from glora_jax.search import scoring
 
+pytestmark = pytest.mark.accelerator
+
 LOSS = glora_jax.classification()
 
 

@@ -22,6 +22,8 @@ from glora_jax.method.forward import Forward
 from glora_jax.training.batches import batch_indices
 from glora_jax.training.checkpoints import TrainingCheckpoints
 
+pytestmark = pytest.mark.accelerator
+
 KEY = jax.random.key(4)
 RECIPE = glora_jax.Recipe(epochs=3, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
 

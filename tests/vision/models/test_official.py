@@ -11,6 +11,8 @@ import glora_jax
 from glora_jax.vision.models.official import load_official_supernet
 from glora_jax.vision.models.vit import ViT
 
+pytestmark = pytest.mark.accelerator
+
 OFFICIAL = ('Au', 'Ad', 'Bu', 'Bd', 'Cu', 'Cd', 'D', 'E')
 
 
