@@ -7,7 +7,7 @@
 `--shape Ti` (the default) is ViT-Ti/16 at 96 pixels in float32, for two CPU cores; `--shape B` is
 ViT-B/16 at 224 in bfloat16, for a GPU. Batch 64, 10 classes, AdamW, rank 4, the head always
 trained, no augmentation, images resident. `--quick` takes a ViT as large as the embedded backbone,
-in dispatches of 12 steps, five times.
+batch 16, in dispatches of four steps, twice: it shows that all runs, no more.
 
 The model's `apply` as a function of parameters and images, whose layers are found by use, is
 compared with the Linen model, whose layers are found by their modules.
@@ -49,10 +49,10 @@ SHAPES = {
   'Ti': Shape(vit('Ti', CLASSES), size=96, batch=64, steps=4),
   'B': Shape(vit('B', CLASSES, dtype=jnp.bfloat16), size=224, batch=64, steps=10),
 }
-QUICK_SHAPE = Shape(EMBEDDED_VIT, IMAGE_SIZE, batch=64, steps=12)
-QUICK_REPEATS = 5
+QUICK_SHAPE = Shape(EMBEDDED_VIT, IMAGE_SIZE, batch=16, steps=4)
+QUICK_REPEATS = 2
 PAUSE = 0.3  # seconds; threads of the other framework spin for a while after their work
-QUICK_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 1024, 2048, 8192  # of the matrices that tell the peak
+QUICK_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 256, 2048, 8192  # of the matrices that tell the peak
 PRODUCTS, PRODUCT_REPEATS = 8, 5  # of these, in a chain
 
 FULL, SUPERNET, LORA = 'full fine-tuning', 'supernet', 'LoRA preset'
@@ -125,7 +125,7 @@ def peak_operations(dtype: Any, side: int) -> float:
 
 def main() -> None:
   """Measures and prints."""
-  parser = make_parser(__doc__, 'the embedded ViT, 12 steps, five repeats', repeats=7)
+  parser = make_parser(__doc__, 'the embedded ViT, four steps, two repeats', repeats=7)
   parser.add_argument('--shape', choices=SHAPES, default='Ti')
   parser.add_argument('--remat', help='policy of jax.checkpoint_policies for all JAX rows')
   parser.add_argument(

@@ -167,16 +167,14 @@ def shrink(
   codes = genomes.reshape(len(genomes), -1)  # a view: writing to it changes the genomes
   costs_of_codes = spec.cost_table.reshape(codes.shape[1], -1)
   choices = spec._choices_table.astype(np.int64).reshape(codes.shape[1], -1)
+  # The last code, which fills up a row of the table, costs the most: nothing is shrunk to it.
   choice_costs = np.take_along_axis(costs_of_codes, choices, axis=-1)
-  # The last code fills up a row of the table; a repeated code must not be drawn more often.
-  exists = np.arange(choices.shape[1]) < spec._num_choices.reshape(-1, 1)
-
   entries = np.arange(codes.shape[1])
   costs = costs_of_codes[entries, codes]
   while len(over := np.flatnonzero(costs.sum(1) > budget)):
     can_get_cheaper = costs[over] > choice_costs.min(1)
     entry = (rng.random((len(over), len(entries))) * can_get_cheaper).argmax(1)
-    cheaper = (choice_costs[entry] < costs[over, entry, None]) & exists[entry]
+    cheaper = choice_costs[entry] < costs[over, entry, None]
     choice = (rng.random(cheaper.shape) * cheaper).argmax(1)
     codes[over, entry] = choices[entry, choice]
     costs[over, entry] = choice_costs[entry, choice]
