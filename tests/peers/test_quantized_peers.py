@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_refused, assert_trees_close
+from comparing import assert_refused, assert_trees_close, trained_variables
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 from places import ROOT
@@ -89,6 +89,18 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_and_which_peft_may_
     assert_allclose(fixed.apply(loaded, X), two_layers(plain, X), rtol=1e-5, atol=1e-6)
     head = fixed.split(loaded)[0]['params']['head']['w']  # to be trained
     assert_array_equal(head, plain['head']['w'])
+
+
+def test_a_quantized_bias_is_run_as_the_numbers_that_it_stands_for():
+  def layer(params, x):
+    return x @ params['kernel'] + params['bias']
+
+  base = {'kernel': KERNELS['fc']['w'], 'bias': qwix.quantize(normal(4), 'int8')}
+  plain = {**base, 'bias': dequantize(base['bias'])}
+  adapted = glora_jax.adapt_function(layer, plain, X, structure='full', heads=None)
+  variables = trained_variables(adapted, plain)
+  found = jax.jit(adapted.apply)({**variables, 'params': base}, X)
+  assert_allclose(found, adapted.apply(variables, X), rtol=1e-5)
 
 
 def shape_and_type(leaf):
