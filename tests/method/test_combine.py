@@ -73,6 +73,9 @@ def test_a_sum_changes_a_base_by_the_weighted_sum_of_what_its_adapters_change(tm
     *folded,
   )
   assert_trees_close(loaded(tmp_path / 'sum'), {**expected, 'head': PARAMS['head']})
+  arrays = read_tensors(tmp_path / 'sum', 'adapter')[0].items()
+  ups = [value.shape for name, value in arrays if name.endswith('_up') and value.ndim == 2]
+  assert all(rank <= outputs for rank, outputs in ups)  # no more than the kernel has
 
 
 def test_a_rank_is_cut_to_the_best_of_it_and_the_error_is_the_true_one(tmp_path):
