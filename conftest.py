@@ -52,7 +52,7 @@ if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
   # Child processes take seconds to compile what they import.
   os.environ['PYTHONPYCACHEPREFIX'] = str(CACHE / 'bytecode')
 
-# A busy machine is no reason to fail. `full` is for `tests/vision/fuzz`: 20,000 cases by chance.
+# A busy machine is no reason to fail. `full` is for `tests/vision/fuzz`: 25 times as many cases.
 hypothesis.settings.register_profile('ci', derandomize=True, deadline=None)
 hypothesis.settings.register_profile('full', max_examples=2500, deadline=None)
 hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
