@@ -149,6 +149,7 @@ class _Interpreter:
 
   def __init__(self, gather: Gather | None):
     self._gather = gather
+    self._calls: dict[core.ClosedJaxpr, Callable[..., list[Any]]] = {}
 
   def arrays(self, program: core.Jaxpr | core.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
     """Runs a program, and returns arrays."""
@@ -176,15 +177,23 @@ class _Interpreter:
     if not any(map(is_deferred, values)):
       return _evaluate_arrays(equation, values)
     if name in _CALLS:
-      return self._run(equation.params[_CALLS[name]], values)
+      return self._call(equation.params[_CALLS[name]], values)
     if name in _CONTROL:
       return _CONTROL[name](self, equation, values)
     moved = _move(equation, *values)
     return self._use(equation, values) if moved is None else [moved]
 
+  def _call(self, program: core.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
+    """Runs a program that is called; its trace is used again where the model calls it again."""
+    if program not in self._calls:
+      run = functools.partial(self._run, program)
+      self._calls[program] = jax.jit(lambda *values: run(values), inline=True)
+    return self._calls[program](*values)
+
   def _use(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     """The results of an equation that uses kernels: by a rule, or of merged ones."""
-    result = self._by_rule(equation, values)
+    with jax.named_scope(str(equation.source_info.name_stack)):  # the module's, for profiles
+      result = self._by_rule(equation, values)
     if result is not None:
       return [result]
 

@@ -3,17 +3,20 @@
 import functools
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
-from comparing import assert_trees_close, random_variables
+from comparing import assert_trees_close, random_params, random_variables
 from jax.extend.core import jaxprs_in_params
 from numpy.testing import assert_allclose
+from small_models import Mlp
 from trees import normal
 
 import glora_jax
 from glora_jax.method import program
+from glora_jax.method.rules import multiply
 from glora_jax.method.space import SearchSpace
 
 TOKENS, WIDTH, HIDDEN, DEPTH = 3, 6, 10, 4
@@ -158,6 +161,19 @@ def test_outputs_and_gradients_are_those_of_folded_kernels(function, preset):
     assert_trees_close(each, expected, 2e-2 if function is turned else 1e-5)
 
 
+def test_products_keep_the_names_of_their_modules():
+  model, x = Mlp(), normal(2, 4)
+
+  def apply(params, x):
+    return model.apply({'params': params}, x)
+
+  params = random_params(model, x)
+  adapted = glora_jax.adapt_function(apply, params, x, structure='lora:2', heads=None)
+  variables = random_variables(adapted, params)
+  program = jax.jit(adapted.apply).lower(variables, x).as_text(debug_info=True)
+  assert {*re.findall(r'(\w+)/dot_general"', program)} == {'fc', 'head'}
+
+
 @pytest.mark.parametrize('function', FUNCTIONS)
 def test_a_step_of_a_lora_makes_no_array_of_the_size_of_a_kernel(function):
   made = (
@@ -186,6 +202,14 @@ def unrolled(params, x):
   for number in range(DEPTH):
     x = jax.jit(block)(x, of_items(params, number))
   return x
+
+
+def test_a_call_that_is_repeated_is_traced_once(monkeypatch):
+  traced = []
+  monkeypatch.setattr(program, 'multiply', lambda *args: traced.append(args) or multiply(*args))
+  adapted, variables = adapted_to(unrolled)
+  jax.make_jaxpr(adapted.fix('lora:2').apply)(variables, X)
+  assert len(traced) == len(PARAMS)
 
 
 def looked_up(params, x):
