@@ -69,9 +69,7 @@ def get_genome(model: nnx.Module) -> np.ndarray:
       'The genome of the model is traced, but its codes are needed here; call this outside of '
       'nnx.jit, nnx.vmap and nnx.grad.'
     )
-  rows = np.concatenate([adapter.group.rows for adapter in found])
-  codes = [np.asarray(array).reshape(-1, len(TENSORS)) for array in forms]
-  return np.concatenate(codes)[rows.argsort()]
+  return np.concatenate([np.asarray(array).reshape(-1, len(TENSORS)) for array in forms])
 
 
 def set_genome(model: nnx.Module, genome: Any) -> None:

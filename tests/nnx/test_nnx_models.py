@@ -125,6 +125,7 @@ def test_a_population_a_fixed_model_and_one_with_the_adapter_of_a_file_say_the_s
   outputs = outputs_of(*nnx.split(attached), population, example.inputs)
   for genome, expected in zip(population, outputs, strict=True):
     glora_nnx.set_genome(attached, genome)
+    np.testing.assert_array_equal(live.get_genome(attached), genome)
     folded = glora_nnx.fold(attached)
     assert_close(call(folded, *example.inputs), expected)
   assert_close(call(glora_nnx.fix(attached, genome), *example.inputs), expected)

@@ -75,11 +75,12 @@ def slow_score(spec, scores, genome):
 
 @pytest.mark.parametrize('seed, budget', itertools.product(range(8), (4, 23, 60, 500)))
 def test_the_choice_is_that_of_a_slow_loop_over_whole_genomes(seed, budget):
-  scores = random_scores(seed)
-  found = choice.choose(SPEC, scores, budget, floor=False)
-  cap = choice.rank_limit(SPEC, budget, 2.0)
-  assert_array_equal(found, slow_greedy(SPEC, scores, budget, cap))
-  has = choice.chosen_units(SPEC, found, RANKS)
+  space = SearchSpace((1, 2, 3)) if seed % 2 else SPEC.layers[0].space
+  spec, scores = spec_of((4, 8), (8, 4), (4, 4), space=space), random_scores(seed)
+  found = choice.choose(spec, scores, budget, floor=False)
+  cap = choice.rank_limit(spec, budget, 2.0)
+  assert_array_equal(found, slow_greedy(spec, scores, budget, cap))
+  has = choice.chosen_units(spec, found, RANKS)
   total = sum(np.sum(part * mask) for part, mask in zip(scores, has, strict=True))
   assert_allclose(total, slow_score(SPEC, scores, found))
 
