@@ -63,7 +63,7 @@ def measure(
 
 def main() -> None:
   """Measures and prints."""
-  quick = make_parser(__doc__, 'the first shape, with fewer candidates and repeats').parse_args().quick
+  quick = make_parser(__doc__, 'one shape, fewer candidates and repeats').parse_args().quick
   repeats = QUICK_REPEATS if quick else REPEATS
   plain, torch = {}, {}
   for name, (model, size, candidates, images) in [*SHAPES.items()][: 1 if quick else None]:

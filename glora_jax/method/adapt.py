@@ -1,9 +1,9 @@
 """Attaches GLoRA to any Linen model, unmodified, or to a pure function.
 
 The adapter is an ordinary variable collection, `glora`. `apply` merges it into each kernel where
-the model uses the kernel, so that only one merged kernel is alive at a time: see
-`glora_jax.method.modules` for Linen's modules and `glora_jax.method.program` for everything else.
-The tensors A to E are those of the equation in `glora_jax.method.equation`.
+the model's program uses the kernel, so that only one merged kernel is alive at a time (see
+`glora_jax.method.program`). The tensors A to E are those of the equation in
+`glora_jax.method.equation`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def adapt(
       window.
     embeddings: whether to adapt tables that are looked up, as by `nn.Embed`: linear layers of
       one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
-      adapter. The model then runs as a traced program instead of through its modules.
+      adapter.
       Instead of True, ids of tokens (`tokenizer.convert_tokens_to_ids(['<a>', '<b>'])`) or a mask
       of the vocabulary: only these rows of the table are trained; `structure`, `select` and `scale`
       apply to the other layers. For some of several tables, a dictionary from a name (a regular

@@ -17,12 +17,11 @@ from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.coverage import Coverage, Matrix, layer_table
 from glora_jax.method.dropout import Dropout
 from glora_jax.method.groups import Group, check_storage, cut, spec_of
-from glora_jax.method.modules import graft, intercept
 from glora_jax.method.presets import Structure, genome_of
 from glora_jax.method.quantized import full_precision, has_quantized, split_quantized
 from glora_jax.method.rules import defer, fold
 from glora_jax.method.sample import check_key, is_array
-from glora_jax.method.site import TABLE, Site
+from glora_jax.method.site import Site
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.method.validation import (
   check_collections,
@@ -284,9 +283,8 @@ class Adapted:
       genome: structure to show, int [layer, 5]; None shows the fixed structure, or all choices.
 
     Returns:
-      One line for each layer, one for the model, one for scales other than 1, one for each matrix
-      that is not adapted, and one for the layers of a Linen model that cannot be merged in their
-      modules' calls.
+      One line for each layer, one for the model, one for scales other than 1, and one for each
+      matrix that is not adapted.
     """
     genome = self.genome if genome is None else genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
@@ -306,9 +304,6 @@ class Adapted:
       lines.append(f'scale of LoRAs of B: {", ".join(f"{scale:g}" for scale in scales)}')
     if coverage.uncovered:
       lines.append(str(coverage))
-    early = [site.name for site in self.places.sites if site.shared]
-    if early and _runs_by_modules(self):
-      lines.append(f'merged before the call: {", ".join(early)}')
     return '\n'.join(lines)
 
   def coverage(self) -> Coverage:
@@ -400,7 +395,7 @@ def run(
     call: arguments of the model besides its variables.
     variables: variables from `init`, checked.
     genome: int [layer, 5], checked.
-    fixed: the genome if it is known when tracing; see `modules.graft`.
+    fixed: the genome if it is known when tracing.
     slot: index into the axis of slots that a pool's adapter has after the stack's axes; see
       `serve.Pool`.
     dropout: of the inputs of B's LoRAs; see `Forward.dropping_inputs`.
@@ -411,18 +406,13 @@ def run(
   model, places = adapted.model, adapted.places
   params, adapter = variables['params'], variables[COLLECTION]
   function = _function(model, variables)
-  by_modules = _runs_by_modules(adapted) and slot is None and dropout is None
-  if by_modules and not has_quantized(params):
-    with nn.intercept_methods(intercept):
-      result = function(graft(places.groups, params, adapter, genome, fixed), call)
-  else:
 
-    def deferred(params: Any) -> Any:
-      params, quantized = split_quantized(params, places.param_shapes)
-      options = {'slot': slot, 'quantized': quantized, 'dropout': dropout}
-      return defer(places.groups, params, adapter, genome, fixed, **options)
+  def deferred(params: Any) -> Any:
+    params, quantized = split_quantized(params, places.param_shapes)
+    options = {'slot': slot, 'quantized': quantized, 'dropout': dropout}
+    return defer(places.groups, params, adapter, genome, fixed, **options)
 
-    result = program.call(function, params, call, adapted.mesh, defer=deferred)
+  result = program.call(function, params, call, adapted.mesh, defer=deferred)
   is_linen = isinstance(model, nn.Module)
   if is_linen and call.kwargs.get('mutable', False) is not False and 'params' in result[1]:
     result[1]['params'] = variables['params']  # the base's: a merged kernel is not an update
@@ -456,12 +446,6 @@ def _function(model: Any, variables: Mapping[str, Any]) -> Callable[[Any, Call],
     return model.apply({'params': params, **rest}, *call.args, **call.kwargs)
 
   return function
-
-
-def _runs_by_modules(adapted: Adapted) -> bool:
-  """Whether the model runs through its Linen modules; sharding and tables need the program."""
-  kinds = (site.kind for site in adapted.places.sites)
-  return isinstance(adapted.model, nn.Module) and adapted.mesh is None and TABLE not in kinds
 
 
 def dequantize_heads(adapted: Adapted, params: Any) -> Any:

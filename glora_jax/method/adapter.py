@@ -194,29 +194,6 @@ def of_tensors(
   return {name: value for name, value in adapter.items() if ADAPTER[name].tensor in tensors}
 
 
-def read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Array:
-  """The constant or vector of a tensor, from its own array or from a shared one.
-
-  Args:
-    adapter: arrays of a layer, or of a stack of layers with the stack's axes first.
-    tensor: the tensor.
-    form: 'constant' or 'vector'.
-
-  Returns:
-    [stack..., 1] for a constant, [stack..., out] (C: in) for a vector; zero if neither array is
-    stored, since then the search space does not have the form.
-  """
-  (name,) = _arrays_of(tensor, form)
-  storage = ADAPTER[name].within
-  if name in adapter:
-    return adapter[name]
-  if storage is None or storage.name not in adapter:
-    return jnp.zeros(())
-  axes = ADAPTER[storage.name].axes
-  part = adapter[storage.name][(..., *storage.index)]
-  return part.squeeze(axes.index('rank') - len(axes)) if 'rank' in axes else part
-
-
 def used_parts(
   forms: Sequence[int],
   ranks: Sequence[int],
@@ -245,7 +222,7 @@ def used_parts(
     flat = FLAT_FORMS[tensor]
     form = flat[code] if code < len(flat) else 'lora'
     rank = ranks[code - len(flat)] if form == 'lora' else None
-    for name in _arrays_of(tensor, form):
+    for name in names_of(tensor, form):
       entry = ADAPTER[name]
       if shared and entry.within:
         parts[entry.within.name] = entry.within.index
@@ -259,11 +236,11 @@ def num_params(
 ) -> int:
   """The number of trained parameters of a tensor's form in a layer; a LoRA needs its rank."""
   sizes = {'in': in_features, 'out': out_features, 'rank': rank, 'one': 1}
-  shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in _arrays_of(tensor, form))
+  shapes = ([sizes[axis] for axis in ADAPTER[name].axes] for name in names_of(tensor, form))
   return sum(map(math.prod, shapes))
 
 
-def _arrays_of(tensor: Tensor, form: str) -> tuple[str, ...]:
+def names_of(tensor: Tensor, form: str) -> tuple[str, ...]:
   """The arrays that a form of a tensor is made of; () for 'none'."""
   return tuple(
     name for name, entry in ADAPTER.items() if (entry.tensor, entry.form) == (tensor, form)

@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from glora_jax.method.adapter import ADAPTER, read
+from glora_jax.method.adapter import ADAPTER, names_of
 from glora_jax.method.quantized import is_quantized
 from glora_jax.method.space import FLAT_FORMS, WEIGHT_TENSORS, Tensor
 
@@ -243,8 +243,31 @@ def flat_tensor(adapter: Mapping[str, jax.Array], tensor: Tensor, form: jax.Arra
   """A tensor in its flat form, [out] (C: [in]) or [1]; a LoRA acts as the last flat form."""
   value: Any = 0
   for code, name in enumerate(FLAT_FORMS[tensor][1:], 1):
-    value = jnp.where(form < code, value, read(adapter, tensor, name))
+    value = jnp.where(form < code, value, _read(adapter, tensor, name))
   return value
+
+
+def _read(adapter: Mapping[str, jax.Array], tensor: Tensor, form: str) -> jax.Array:
+  """The constant or vector of a tensor, from its own array or from a shared one.
+
+  Args:
+    adapter: arrays of a layer, or of a stack of layers with the stack's axes first.
+    tensor: the tensor.
+    form: 'constant' or 'vector'.
+
+  Returns:
+    [stack..., 1] for a constant, [stack..., out] (C: in) for a vector; zero if neither array is
+    stored, since then the search space does not have the form.
+  """
+  (name,) = names_of(tensor, form)
+  storage = ADAPTER[name].within
+  if name in adapter:
+    return adapter[name]
+  if storage is None or storage.name not in adapter:
+    return jnp.zeros(())
+  axes = ADAPTER[storage.name].axes
+  part = adapter[storage.name][(..., *storage.index)]
+  return part.squeeze(axes.index('rank') - len(axes)) if 'rank' in axes else part
 
 
 def weight_tensor(

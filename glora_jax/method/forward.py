@@ -136,7 +136,7 @@ class Forward:
 
     In x B, each number of x is zero with this probability p, and is otherwise divided by 1 - p; x W
     is unchanged. Tables that are looked up have no inputs to drop. A layer that is called several
-    times drops the same each time. A Linen model then runs as a traced program.
+    times drops the same each time.
 
     The call raises ValueError for a LoRA of a convolution, or of a kernel that the model uses other
     than as the matrix of a layer.

@@ -34,7 +34,6 @@ from glora_jax.method.adapter import (
   RANK_AXES,
   adapter_shapes,
   init_arrays,
-  of_tensors,
   used_parts,
 )
 from glora_jax.method.genomes import Codes, distinct_codes, goes_by_output
@@ -186,9 +185,11 @@ class Group:
       in_use = distinct_codes(fixed[np.array(self.rows)])
       used = {tensor for tensor, codes in zip(TENSORS, in_use, strict=True) if codes != (0,)}
       by_output = goes_by_output(in_use)
-    arrays = self.scaled(self.arrays(collection))
-    of_kernel = of_tensors(arrays, used & {*WEIGHT_TENSORS})
-    of_bias = of_tensors(arrays, used - {*WEIGHT_TENSORS})
+    arrays = self.scaled(self.arrays(collection)).items()
+    of_kernel, of_bias = (
+      {name: array for name, array in arrays if ADAPTER[name].tensor in tensors}
+      for tensors in (used & {*WEIGHT_TENSORS}, used - {*WEIGHT_TENSORS})
+    )
     return Part(self.site, of_kernel, of_bias, self.forms(genome), by_output)
 
   def scaled(self, adapter: Mapping[str, Any]) -> dict[str, Any]:

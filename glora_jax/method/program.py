@@ -207,6 +207,8 @@ class _Interpreter:
   def _by_rule(self, equation: core.JaxprEqn, values: Sequence[Any]) -> Any:
     """A product or a lookup without a merged kernel; None if no such rule applies."""
     params = equation.params
+    if any(is_deferred(value) and value.watch for value in values):
+      return None
     if equation.primitive.name == 'dot_general':
       place = int(is_deferred(values[1]))
       kernel, x = values[place], values[1 - place]

@@ -110,7 +110,10 @@ def merge(
     lora_product: see `equation.effective_kernel`.
     gather: all-gathers a sharded array; None if all are replicated.
   """
-  plan, kernel = deferred.plan, _materialize(deferred.kernel, gather)
+  plan, kernel = deferred.plan, deferred.kernel
+  if deferred.watch:
+    kernel = deferred.watch(plan.layout, kernel)
+  kernel = _materialize(kernel, gather)
   if deferred.dropout:
     raise ValueError(
       f'lora_dropout: {deferred.dropout.layer} is used other than in a product of its kernel with '
@@ -303,7 +306,7 @@ class _Dims(NamedTuple):
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=('kernel', 'adapter', 'forms', 'slot', 'dropout'),
+  data_fields=('kernel', 'adapter', 'forms', 'slot', 'dropout', 'watch'),
   meta_fields=('plan',),
 )
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +320,8 @@ class Deferred:
     plan: its static part.
     slot: the slot to use of arrays [stack..., slots, ...], int [stack...]; None without slots.
     dropout: dropout of the inputs of B's LoRAs, with keys [stack...]; None for none.
+    watch: a function of the layout and the kernel that returns the kernel and watches its gradient,
+      a `jax.tree_util.Partial` of arrays [stack..., ...]; None for none.
   """
 
   kernel: Any
@@ -325,6 +330,7 @@ class Deferred:
   plan: Plan
   slot: jax.Array | None = None
   dropout: Dropout | None = None
+  watch: Any = None
 
   @classmethod
   def from_kernel(
@@ -376,7 +382,7 @@ class Deferred:
 
   def cast(self, dtype: Any) -> Deferred:
     """The kernel in another type; one that is only gathered is cast now, to send fewer bytes."""
-    if self.adapter or self.is_quantized:
+    if self.adapter or self.watch or self.is_quantized:
       return self.with_plan(casts=(*self.plan.casts, np.dtype(dtype)))
     return self.map(lambda kernel: kernel.astype(dtype)).with_plan(casts=())
 

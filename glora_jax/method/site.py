@@ -158,13 +158,10 @@ class Site:
     dtype: data type of the kernel.
     layout: layout of the parameters with all stack axes: first those that lifted transforms added,
       outermost first, then the module's own.
-    lifts: the axes of the kernel that lifted transforms added, outermost first.
     kind: name of the module's class, or the kind of its product in the program ('Dot', 'Conv').
     is_convolution: whether it is a convolution, also of a subclass.
     is_grouped: whether it is a convolution of groups of channels, also of single ones (depthwise).
     is_tied: whether it is a table that is also multiplied by, as tied heads do.
-    shared: whether the parameters are used in other ways than in the module's call, or than in
-      products as they are. Then they are merged before the call.
     rows: rows of its layers among all layers of the model, in the order of the flattened stack;
       those of a genome are counted among the adapted layers alone (see `number_rows`).
     nests: whether the kernel's module contains other layers, too (see `with_disjoint_paths`).
@@ -175,12 +172,10 @@ class Site:
   kernel_shape: tuple[int, ...]
   dtype: np.dtype
   layout: Layout
-  lifts: tuple[int, ...] = ()
   kind: str = 'Dense'
   is_convolution: bool = False
   is_grouped: bool = False
   is_tied: bool = False
-  shared: bool = False
   rows: tuple[int, ...] = ()
   nests: bool = False
 
@@ -197,11 +192,6 @@ class Site:
   def name(self) -> str:
     """The '/'-joined path; a model that is one linear module has none, and is named by its kind."""
     return '/'.join(self.path) or self.kind
-
-  @property
-  def local(self) -> Layout:
-    """Layout of the parameters that the module itself sees, inside all lifted transforms."""
-    return self.layout.without_stack(range(len(self.lifts)))
 
   @property
   def stack_shape(self) -> tuple[int, ...]:

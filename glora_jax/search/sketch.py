@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,6 @@ from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.forward import Forward, Loss, check_data, loss_and_metrics
 from glora_jax.method.groups import Group
-from glora_jax.method.modules import intercept
 from glora_jax.method.site import Site
 from glora_jax.method.space import FLAT_FORMS
 from glora_jax.method.validation import as_batch
@@ -93,19 +90,12 @@ class Gradient:
     return jax.tree.map(jnp.add, total, gradient), (loss, finite, norm)
 
   def _batch_loss(self, products, probes, variables, batch, key):
-    params, needs_interceptor = variables['params'], False
+    params = variables['params']
     changes: dict[KeyPath, Any] = {}
-    can_intercept = isinstance(self.adapted.model, nn.Module)
     for site in self.sites:
-      of_site, is_inside = tap_site(
-        params, site, products[site.name], probes[site.name], can_intercept
-      )
-      changes |= of_site
-      needs_interceptor |= is_inside
+      changes |= tap_site(params, site, products[site.name], probes[site.name])
     forward = _Base(self.adapted, {**variables, 'params': update(params, changes)})
-    # Not without need: an interceptor slows down tracing.
-    with nn.intercept_methods(intercept) if needs_interceptor else nullcontext():
-      return loss_and_metrics(self.loss(forward, batch, key))[0]
+    return loss_and_metrics(self.loss(forward, batch, key))[0]
 
   def init_products(self, params: Any, probes: Any) -> dict[str, Products]:
     """The arrays that the loss is differentiated with respect to, by site."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from glora_jax.method.modules import ModuleCall, beside
+from glora_jax.method.rules import Deferred
 from glora_jax.method.site import Layout, Site
 from glora_jax.tree import KeyPath
 
@@ -127,53 +127,23 @@ def init_products(params: Any, site: Site, probes: Probes) -> Products:
   return zeros._replace(bias=site.bias(params) if site.has_bias else None)
 
 
-def tap_site(
-  params: Any, site: Site, products: Products, probes: Probes, can_intercept: bool
-) -> tuple[dict[KeyPath, Any], bool]:
+def tap_site(params: Any, site: Site, products: Products, probes: Probes) -> dict[KeyPath, Any]:
   """Changes of params that make the gradient of `products` the products of a site's gradients.
+
+  A stack is tapped where a layer of it is used. Tapped as a whole, a scan's kernel would get the
+  gradients of all layers first, and then their products.
 
   Args:
     params: parameters of the model.
     site: a linear module.
     products: what `init_products` returned.
     probes: as there.
-    can_intercept: whether calls of modules can be intercepted.
-
-  Returns:
-    The changes by path, and whether the kernel is tapped in its module's call, which `intercept`
-    must see.
   """
   of_bias = {} if site.bias_path is None else {site.bias_path: products.bias}
-  zeros = products._replace(bias=None)
-  if site.shared or not (can_intercept and site.lifts):
-    kernel = tap(site.layout, site.kernel(params), zeros, probes)
-    return {**of_bias, site.kernel_path: kernel}, False
-  # The kernel of a scan has all layers. Tapped here, it would get all their gradients first, and
-  # then their products. So zeros and probes go into the scan next to the kernel, and each iteration
-  # taps its own part of it.
-  arrays, structure = jax.tree.flatten((zeros, probes))
-  shapes = tuple(array.shape[len(site.lifts) :] for array in arrays)
-  by_number = {str(number): array for number, array in enumerate(arrays)}
-  run = _RunTapped(site.local, structure, shapes)
-  return {**of_bias, **beside(site, by_number, run)}, True
+  watch = jax.tree_util.Partial(_tap, products._replace(bias=None), probes)
+  kernel = Deferred.from_kernel(site.kernel(params), {}, None, site.layout, (), False)
+  return {**of_bias, site.kernel_path: dataclasses.replace(kernel, watch=watch)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _RunTapped:
-  """Runs a linear module with its kernel tapped, in an iteration of a scan.
-
-  Attributes:
-    layout: layout of the kernel that the module sees.
-    structure: structure of the zeros and probes next to the kernel.
-    shapes: their shapes in the module, which the scan's axes have been removed from. Beside the
-      kernel the arrays have as many dimensions as the kernel.
-  """
-
-  layout: Layout
-  structure: jax.tree_util.PyTreeDef
-  shapes: tuple[tuple[int, ...], ...]
-
-  def __call__(self, call: ModuleCall) -> Any:
-    arrays = [call.arrays[str(number)].reshape(shape) for number, shape in enumerate(self.shapes)]
-    zeros, probes = self.structure.unflatten(arrays)
-    return call.with_params(kernel=tap(self.layout, call.params['kernel'], zeros, probes))
+def _tap(zeros: Products, probes: Probes, layout: Layout, kernel: jax.Array) -> jax.Array:
+  return tap(layout, kernel, zeros, probes)

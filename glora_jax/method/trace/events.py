@@ -158,8 +158,6 @@ class Events:
     others: the first use in anything else, as a reason that follows the parameter's name.
     forbids: the first use after which a parameter cannot be a kernel, whatever else it is used for.
     indexed_axes: the axes from which single items are selected.
-    changed: the parameters that are kernels although the program does something else to them: it
-      multiplies them by a constant, or passes them to a function with its own gradient.
     grouped: the kernels of convolutions of groups of channels.
   """
 
@@ -169,7 +167,6 @@ class Events:
     self.others: dict[KeyPath, str] = {}
     self.forbids: dict[KeyPath, str] = {}
     self.indexed_axes: defaultdict[KeyPath, set[int]] = defaultdict(set)
-    self.changed: set[KeyPath] = set()
     self.grouped: set[KeyPath] = set()
 
 

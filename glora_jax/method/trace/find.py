@@ -250,7 +250,6 @@ def _sites(
       is_convolution=use.kind == 'conv_general_dilated',
       is_grouped=path in events.grouped,
       is_tied=len({use.kind in LOOKUPS for use in kernel.uses}) > 1,
-      shared=path in events.changed or path in events.others,
       rows=tuple(rows[path, index] for index in indices[path]),
     )
     sites.append(site)

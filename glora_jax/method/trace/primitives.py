@@ -80,7 +80,6 @@ def scale(step: Step) -> list[Value]:
   of_result = [view for view in views if view and view.shape == step.out_shape]
   if len(of_result) != 1 or len(constants) < len(step.operands) - 1:
     return other(step)
-  step.position.events.changed.update(value.view.path for value in followed if value.view)
   return [value for value in followed if _view(value)]
 
 

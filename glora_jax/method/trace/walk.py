@@ -84,8 +84,6 @@ def call(step: Step) -> list[Value]:
   """jit, remat, custom_jvp, custom_vjp: the program in them, on the same operands."""
   body = _body(step.equation)
   assert body is not None
-  if step.name.startswith('custom_vjp'):
-    step.position.events.changed.update(v.view.path for v in step.operands if v.view)
   return walk(body, step.operands, step.position)
 
 
