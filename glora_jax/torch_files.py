@@ -33,7 +33,6 @@ def save_folded(
   adapted: Adapted,
   variables: Mapping[str, Any],
   names: str | NameMap,
-  genome: Any = None,
   *,
   base: Path | None = None,
   max_shard_bytes: int = 5 * 10**9,
@@ -50,7 +49,6 @@ def save_folded(
     names: names of the torch model's modules; see `glora_jax.peft.save_peft`. Here all parameters
       need one: the path of a norm is its module's (`layers/(\d+)/norm`), and that of a table its
       own.
-    genome: int [layer, 5], if the structure is free.
     base: path of a folder whose config and tokenizer to copy: its files that end in .json, .txt,
       .model or .jinja. Without it, `config.json` is left to you.
     max_shard_bytes: maximum size of a file, unless one parameter is larger.
@@ -89,7 +87,7 @@ def save_folded(
     raise ValueError(
       f'names: {grouped(repeated)} stands for several parameters; give each its own.'
     )
-  folded = flatten(nn.meta.unbox(adapted.fold(variables, genome)))
+  folded = flatten(nn.meta.unbox(adapted.fold(variables)))
   params = {path: folded[path] for path in shapes}  # without leaves that are not arrays
   shards = _shards(params, max_shard_bytes)
   os.makedirs(folder, exist_ok=True)

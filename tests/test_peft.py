@@ -63,9 +63,9 @@ def stacked():
 
 def save_lora(folder, case, names, **options):
   """Saves a LoRA of each layer of a case; its genome."""
-  genome = case.adapted.fix('lora').genome
-  save_peft(folder, case.adapted, case.variables, names, genome, **options)
-  return genome
+  adapted = case.adapted.fix('lora')
+  save_peft(folder, adapted, case.variables, names, **options)
+  return adapted.genome
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def save_lora(folder, case, names, **options):
 )
 def test_a_structure_of_layers_in_a_stack_comes_back(structure, kind, tmp_path):
   case = stacked()
-  genome = case.adapted.fix(structure).genome
-  written = save_peft(tmp_path, case.adapted, case.variables, STACKED_NAMES, genome)
+  adapted = case.adapted.fix(structure)
+  written = save_peft(tmp_path, adapted, case.variables, STACKED_NAMES)
   assert written == kind
   fixed, read = load_peft(tmp_path, case.adapted, case.params, STACKED_NAMES)
-  expected = case.fold(case.variables, genome=genome)
+  expected = case.fold(case.variables, genome=adapted.genome)
   jax.tree.map(assert_close, case.fold(read, genome=fixed.genome), expected)
 
 
@@ -221,9 +221,9 @@ def test_experts_that_are_not_those_of_the_model_are_one_sentence(tmp_path):
     tensors = {f'experts.{side}.weight': value for side, value in wider.items()}
     write(tmp_path, tensors, **config)
     assert_refused(named, load_peft, tmp_path, adapted, EXPERTS)
-  genome = np.array([[3, 0, 0, 0, 0]] * 7)
+  hira = adapted.fix(np.array([[3, 0, 0, 0, 0]] * 7))
   named = ['HiRA cannot hold Parameter (experts.down[0]', 'GLoRA']
-  assert_refused(named, save_peft, tmp_path, adapted, variables, genome=genome)
+  assert_refused(named, save_peft, tmp_path, hira, variables)
 
 
 def test_a_layer_may_be_an_expert_by_name(tmp_path):
@@ -279,17 +279,18 @@ def trained():
   ],
 )
 def test_an_adapter_that_cannot_be_written_is_one_sentence(names, forms, options, named, tmp_path):
-  case, genome = trained(), np.array([forms], np.int8)
-  given = tmp_path / 'a', case.adapted, case.variables, names, genome
+  case = trained()
+  given = tmp_path / 'a', case.adapted.fix(np.array([forms])), case.variables, names
   assert_refused(named, functools.partial(save_peft, **options), *given)
   assert not list(tmp_path.iterdir())
 
 
 def test_the_adapter_of_a_training_that_diverged_is_named():
-  case, genome = trained(), np.array([LORA_OF_B], np.int8)
+  case = trained()
+  fixed = case.adapted.fix(np.array([LORA_OF_B]))
   adapter = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
   variables = {**case.variables, 'glora': adapter}
-  assert_refused('model.fc.lora', save_peft, 'never', case.adapted, variables, NAMES, genome)
+  assert_refused('model.fc.lora', save_peft, 'never', fixed, variables, NAMES)
 
 
 class Image(nn.Module):
@@ -350,10 +351,10 @@ def test_a_grouped_convolution_and_a_tied_table_are_also_found_by_use():
 
 def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
   case = stacked()
-  genome = case.adapted.fix({'both': 'lora:2'}).genome
+  fixed = case.adapted.fix({'both': 'lora:2'})
   for both, named in (('{}.both', 'no other head same'), ('both', "'{}' 1 times")):
     names = {'layers/both': both, '.*': 'same'}
-    assert_refused(named, save_peft, 'never', case.adapted, case.variables, names, genome)
+    assert_refused(named, save_peft, 'never', fixed, case.variables, names)
 
 
 A, B = 'model.fc.lora_A.weight', 'model.fc.lora_B.weight'
@@ -451,7 +452,7 @@ def test_a_lora_without_heads_has_what_vllm_reads_and_nothing_else(tmp_path):
   genome = np.zeros((len(adapted.spec), 5), np.int8)
   genome[:, 1] = np.resize([3, 4], len(genome))  # both ranks
   names = {'layers/(.*)': r'model.layers.{}.\1', 'head': 'lm_head'}
-  save_peft(tmp_path, adapted, variables, names, genome)
+  save_peft(tmp_path, adapted.fix(genome), variables, names)
   config, tensors = contents(tmp_path)
   assert config['peft_type'] == 'LORA'
   assert config.get('bias', 'none') == 'none'

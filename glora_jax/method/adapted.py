@@ -221,15 +221,13 @@ class Adapted:
     """Returns params with quantized arrays dequantized to float32, in the model's shapes."""
     return full_precision(params, self.places.param_shapes)
 
-  def count_params(self, genome: Any = None) -> Any:
-    """Returns the number of trained parameters without heads: int, or int64 [...] for many genomes.
+  def count_params(self) -> int:
+    """Returns the number of trained parameters of the fixed structure, heads not counted.
 
-    Args:
-      genome: int [..., layer, 5]; None for the fixed structure.
+    Raises:
+      ValueError: the structure is free; see `glora_jax.count_params` for the size of genomes.
     """
-    if genome is None:
-      genome = genome_for(self, None, 'count_params')
-    return genomes.count_params(self.spec, genome)
+    return genomes.count_params(self.spec, fixed_genome(self, 'count_params'))
 
   def split(
     self, variables: Mapping[str, Any], *, adapter: bool = True
@@ -276,20 +274,16 @@ class Adapted:
     """
     return {COLLECTION: {}, **join(frozen, trainable)}
 
-  def summary(self, genome: Any = None) -> str:
+  def summary(self) -> str:
     """Returns a table of the adapted layers: sizes, forms, trained and total parameters.
-
-    Args:
-      genome: structure to show, int [layer, 5]; None shows the fixed structure, or all choices.
 
     Returns:
       One line for each layer, one for the model, one for scales other than 1, and one for each
       matrix that is not adapted.
     """
-    genome = self.genome if genome is None else genome
+    genome = self.genome
     chosen = genomes.largest_genome(self.spec) if genome is None else genome
-    genomes.check_one_genome(self.spec, chosen, 'summary')
-    trained = self.count_params(chosen)
+    trained = genomes.count_params(self.spec, chosen)
     heads = sum(self.places.param_shapes[path].size for path in self.places.head_paths)
     total = sum(shape.size for shape in self.places.param_shapes.values())
     structure = 'the largest structure' if genome is None else 'this structure'
@@ -297,7 +291,7 @@ class Adapted:
       f'trained parameters: {trained:,} in {structure} + {heads:,} in heads '
       f"({100 * (trained + heads) / total:.2f}% of the model's {total:,})"
     )
-    table = layer_table(self.spec, None if genome is None else np.asarray(chosen))
+    table = layer_table(self.spec, genome)
     lines, coverage = [*table, totals], self.coverage()
     scales = sorted({layer.space.scale for layer in self.spec})
     if scales != [1]:
@@ -331,6 +325,15 @@ class Adapted:
 
     covered = tuple(matrix(site.kernel_path) for site in self.places.sites)
     return Coverage(covered, tuple(itertools.starmap(matrix, self.places.uncovered)))
+
+
+def fixed_genome(adapted: Adapted, call: str) -> np.ndarray:
+  """The genome of a fixed structure, for a function; raises ValueError if the structure is free."""
+  if adapted.genome is None:
+    raise ValueError(
+      f"{call} needs a fixed structure; pass adapted.fix('lora:4'), or adapted.fix(genome)."
+    )
+  return adapted.genome
 
 
 def genome_for(adapted: Adapted, genome: Any, call: str) -> Any:

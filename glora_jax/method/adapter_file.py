@@ -21,7 +21,7 @@ from glora_jax.method.adapted import (
   check_params,
   check_variables,
   dequantize_heads,
-  genome_for,
+  fixed_genome,
 )
 from glora_jax.method.adapter import ADAPTER, COLLECTION, RANK_AXES
 from glora_jax.method.genomes import (
@@ -80,10 +80,8 @@ class _Metadata(TypedDict):
   layers: list[NamedForms]
 
 
-def save_adapter(
-  path: Path, adapted: Adapted, variables: Any, genome: Any = None, **metadata: Any
-) -> None:
-  """Writes the adapter of one structure as one safetensors file.
+def save_adapter(path: Path, adapted: Adapted, variables: Any, **metadata: Any) -> None:
+  """Writes the adapter of a fixed structure as one safetensors file.
 
   The file holds only the numbers that the structure reads, the heads, and the model's other
   collections. Tensors are named `glora/<layer>/<array>`, `params/<path>` and `<collection>/<path>`
@@ -97,13 +95,12 @@ def save_adapter(
     path: path of the safetensors file.
     adapted: the adapted model.
     variables: its variables, after training. If processes hold parts of them, all must call this.
-    genome: of a free structure, int [layer, 5].
     **metadata: more to store, JSON types, or numbers and arrays of NumPy and JAX.
 
   Raises:
     ValueError: the variables are those of another model, were cut to a structure with lower ranks,
       are not finite or are random keys, metadata have a reserved name or are not JSON, the path is
-      invalid, a free structure has no genome, or a fixed one gets a second.
+      invalid, or the structure is free.
 
   Example:
     >>> import tempfile, flax.linen as nn, jax, jax.numpy as jnp, safetensors.numpy
@@ -119,8 +116,7 @@ def save_adapter(
   """
   path = check_path(path)
   validate(adapted, Adapted, 'adapted')
-  genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_adapter'))
-  adapted = adapted.fix(genome)
+  genome = fixed_genome(adapted, 'save_adapter')
   check_variables(adapted, variables)
   trainable, frozen = adapted.split(variables)
   base, trained = frozen.pop('params'), nn.meta.unbox(trainable[COLLECTION])

@@ -265,9 +265,10 @@ def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
     True
   """
   adapted, variables = as_adapted(model)
-  genome = get_genome(model) if adapted.genome is None else None
   warn_if_base_changed(model)
-  adapter_file.save_adapter(path, adapted, variables, genome, **metadata)
+  if adapted.genome is None:
+    adapted = adapted.fix(get_genome(model))
+  adapter_file.save_adapter(path, adapted, variables, **metadata)
 
 
 def load_adapter(path: Path, model: nnx.Module, *, strict: bool = True) -> None:
@@ -298,15 +299,14 @@ def load_adapter(path: Path, model: nnx.Module, *, strict: bool = True) -> None:
   set_genome(model, fixed.genome)
 
 
-def summary(model: nnx.Module, genome: Any = None) -> str:
+def summary(model: nnx.Module) -> str:
   """Returns a table of the adapted layers: sizes, forms, trained and total parameters.
 
   Args:
-    model: an attached model.
-    genome: structure to show, int [rows, 5]; None shows the model's genome.
+    model: an attached model; the forms are those of its genome.
 
   Raises:
-    ValueError: the model is not attached, or the genome does not fit it.
+    ValueError: the model is not attached.
 
   Example:
     >>> import glora_jax, jax.numpy as jnp
@@ -319,7 +319,7 @@ def summary(model: nnx.Module, genome: Any = None) -> str:
     trained parameters: 28 in this structure + 0 in heads (186.67% of the model's 15)
   """
   adapted, _ = _without_adapter(model)
-  return adapted.summary(get_genome(model) if genome is None else genome)
+  return adapted.fix(get_genome(model)).summary()
 
 
 def _widen(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -31,11 +31,11 @@ from glora_jax.method.adapted import (
   check_params,
   check_variables,
   dequantize_heads,
-  genome_for,
+  fixed_genome,
 )
 from glora_jax.method.adapter import ADAPTER, COLLECTION
 from glora_jax.method.adapter_file import EXTEND, init_shapes, numbers_read, require_finite, unpack
-from glora_jax.method.genomes import canonicalize, genome_from_json
+from glora_jax.method.genomes import genome_from_json
 from glora_jax.method.groups import Group
 from glora_jax.method.presets import smallest_space
 from glora_jax.method.space import TENSORS, WEIGHT_TENSORS
@@ -109,13 +109,12 @@ def save_peft(
   adapted: Adapted,
   variables: Mapping[str, Any],
   names: str | NameMap | None = None,
-  genome: Any = None,
   *,
   kind: KindName | None = None,
   heads: Mapping[str, np.ndarray] = {},
   base: str | None = None,
 ) -> KindName:
-  r"""Writes a structure as an adapter that HF PEFT loads onto the torch model.
+  r"""Writes a fixed structure as an adapter that HF PEFT loads onto the torch model.
 
   The kind is the narrowest that holds the structure: LoRA (B), HiRA (A), DoRA (a constant or vector
   of A, and B) or, if all layers are `nn.Linear`, GLoRA. LoRA and DoRA hold C, D and E, too, as
@@ -137,7 +136,6 @@ def save_peft(
       'mlp.experts.down_proj[{}]'. 'tunix_gemma3', 'tunix_llama3' and 'tunix_qwen3' are those of
       transformers' models, for the models of google-tunix. None if the paths here are torch's
       names, as in a model of `glora_jax.torch`.
-    genome: int [rows, 5], if the structure is free.
     kind: 'lora', 'hira', 'dora' or 'glora'; None for the narrowest.
     heads: tensors to write instead of the variables' heads, by torch name, if the torch model has a
       head in another shape.
@@ -149,8 +147,8 @@ def save_peft(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: the kind cannot hold the structure, or none can, a layer or head has no name, or the
-      variables are those of another model or not finite.
+    ValueError: the structure is free, the kind cannot hold it, or none can, a layer or head has no
+      name, or the variables are those of another model or not finite.
 
   Example:
     >>> import json, pathlib, tempfile, jax.numpy as jnp
@@ -180,8 +178,8 @@ def save_peft(
     if base is None:
       on_hub = hub.HubName(getattr(module, 'name_or_path', ''))
   names = None if names is None else name_map(names)
-  genome = canonicalize(adapted.spec, genome_for(adapted, genome, 'save_peft'))
-  check_variables(adapted.fix(genome), variables)
+  genome = fixed_genome(adapted, 'save_peft')
+  check_variables(adapted, variables)
   changes = _changes(adapted, variables, names, genome)
   head_paths = find_heads(adapted, names)
   saved = sorted({name.rpartition('.')[0] for name in head_paths})

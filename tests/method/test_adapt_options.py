@@ -126,7 +126,7 @@ def test_the_summary_lists_layers_and_totals_that_are_the_sum_of_its_rows():
     trained = [int(row.split()[-2].replace(',', '')) for row in lines[: len(stacked.spec)]]
     assert f'trained parameters: {sum(trained):,} in the largest structure' in lines[len(trained)]
   assert '+ 65 in heads' in stacked.summary()
-  chosen = stacked.summary(presets.preset(stacked.spec, 'bitfit'))
+  chosen = stacked.fix('bitfit').summary()
   assert 'trained parameters: 252 in this structure' in chosen
 
 

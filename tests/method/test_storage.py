@@ -96,7 +96,7 @@ def test_an_adapter_of_cut_storage_is_that_of_the_whole(tmp_path):
   [genome] = genomes_of(adapted.spec, 1)
   narrow = rejoined(adapted.fix(genome), variables)
   for name, content in (('whole', variables), ('narrow', narrow)):
-    save_adapter(tmp_path / name, adapted, content, genome)
+    save_adapter(tmp_path / name, adapted.fix(genome), content)
   assert (tmp_path / 'narrow').read_bytes() == (tmp_path / 'whole').read_bytes()
   fixed, loaded = load_adapter(tmp_path / 'narrow', adapted, variables['params'])
   assert_array_equal(fixed.genome, genome)

@@ -42,7 +42,7 @@ class BothWays:
 
   def check_out(self, folder, genome, kind=None):
     """PEFT's outputs and merged weights are ours, also after they are read again; the kind."""
-    written = save_peft(folder, self.adapted, self.variables, genome=genome, kind=kind)
+    written = save_peft(folder, self.adapted.fix(genome), self.variables, kind=kind)
     outputs, folded = self.results(self.variables, genome)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(self.module), folder).eval()
     assert_close(outputs_of(theirs, *self.inputs, **self.kwargs), outputs)

@@ -38,7 +38,7 @@ def test_peft_loads_a_subnet_and_gives_its_logits(name, tmp_path, recwarn):
   genome = mixed_loras(adapted.spec)
   if name in ('hf_vit', 'timm_vit'):  # q, k and v apart, and fused
     genome[::2, [0, 4]] = 2
-  save(tmp_path / 'adapter', adapted, variables, source, genome)
+  save(tmp_path / 'adapter', adapted.fix(genome), variables, source)
   with_adapter = peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapter').eval()
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
   expected = adapted.apply(variables, IMAGES, genome=genome)

@@ -128,19 +128,18 @@ def test_a_model_of_tunix_goes_to_transformers_and_its_adapter_to_peft(
   nnx.update(model, jax.tree.map(lambda x: x / 2, nnx.state(model)))  # or attention is too sharp
   attached = glora_jax.nnx.attach(model, *INPUTS, space=glora_jax.SearchSpace((1, 3), scale=2.0))
   adapted, variables = glora_jax.nnx.as_adapted(attached)
-  genome = mixed_loras(adapted.spec)
-  if build is qwen3_with_experts:  # PEFT makes one LoRA of those of all experts
-    genome = adapted.fix('lora:3').genome
+  # PEFT makes one LoRA of those of all experts.
+  fixed = adapted.fix('lora:3' if build is qwen3_with_experts else mixed_loras(adapted.spec))
   theirs.save_pretrained(tmp_path)
-  glora_jax.save_folded(tmp_path / 'base', adapted, variables, names, genome, base=tmp_path)
+  glora_jax.save_folded(tmp_path / 'base', fixed, variables, names, base=tmp_path)
   expected, _ = model(*INPUTS)
   assert_close(logits_of(loaded(tmp_path / 'base')), expected, 1e-4)
 
   variables = trained_variables(adapted, variables['params'])
-  glora_jax.peft.save_peft(tmp_path / 'adapter', adapted, variables, names, genome)
+  glora_jax.peft.save_peft(tmp_path / 'adapter', fixed, variables, names)
   with_adapter = peft.PeftModel.from_pretrained(loaded(tmp_path / 'base'), tmp_path / 'adapter')
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
-  trained, _ = adapted.apply(variables, *INPUTS, genome=genome)
+  trained, _ = fixed.apply(variables, *INPUTS)
   assert_close(logits_of(with_adapter), trained)
   assert np.abs(trained - expected).max() > 0.1 * np.abs(expected).max()
 
@@ -149,7 +148,7 @@ def test_a_model_of_tunix_goes_to_transformers_and_its_adapter_to_peft(
 
   folded = tmp_path / 'folded'
   glora_jax.save_folded(
-    folded, adapted, variables, names, genome, base=tmp_path / 'base', max_shard_bytes=4000
+    folded, fixed, variables, names, base=tmp_path / 'base', max_shard_bytes=4000
   )
   assert len([*folded.glob('*.safetensors')]) > 2
   assert_close(logits_of(loaded(folded)), trained)

@@ -45,9 +45,9 @@ with mesh:
 assert_allclose(jax.jit(Mlp().apply)({'params': folded}, x), expected, atol=1e-5)
 in_parts, parts = glora_jax.shard(adapted, start, mesh, min_bytes=1)
 with tempfile.NamedTemporaryFile() as file:
-  glora_jax.save_adapter(file.name, adapted, start, genome)
+  glora_jax.save_adapter(file.name, adapted.fix(genome), start)
   alone = pathlib.Path(file.name).read_bytes()
-  glora_jax.save_adapter(file.name, adapted, variables, genome)
+  glora_jax.save_adapter(file.name, adapted.fix(genome), variables)
   assert pathlib.Path(file.name).read_bytes() == alone
   assert all(leaf._npy_value is None for leaf in jax.tree.leaves(variables))  # none on the host
   for model, params in ((adapted, variables['params']), (in_parts, parts['params'])):

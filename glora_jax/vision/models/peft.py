@@ -25,12 +25,11 @@ def save(
   adapted: Adapted,
   variables: Mapping[str, Any],
   format: str | Format,
-  genome: Any = None,
   *,
   kind: KindName | None = None,
   base: str | None = None,
 ) -> KindName:
-  """Writes a structure as an adapter that HF PEFT loads for the torch model of a format.
+  """Writes a fixed structure as an adapter that HF PEFT loads for the torch model of a format.
 
   DINOv2's classifiers read class token and mean patch. A head that reads only one of them is
   written with zeros for the other, which `load` removes.
@@ -40,7 +39,6 @@ def save(
     adapted: the adapted ViT.
     variables: its variables, after training.
     format: 'timm', 'hf_vit' or 'hf_dinov2', or the 'source' that `weights.load` returned.
-    genome: the structure, int [layers, 5], if `adapted` is not fixed to one.
     kind: see `glora_jax.peft.save_peft`.
     base: see `glora_jax.peft.save_peft`.
 
@@ -93,7 +91,7 @@ def save(
         'and save the model with weights.save.'
       )
   heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
-  return save_peft(folder, adapted, variables, names, genome, kind=kind, heads=heads, base=base)
+  return save_peft(folder, adapted, variables, names, kind=kind, heads=heads, base=base)
 
 
 def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str, Any]]:

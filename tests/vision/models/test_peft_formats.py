@@ -41,7 +41,7 @@ def test_a_head_of_half_of_what_dinov2_reads_is_zero_for_the_other(pool, tmp_pat
   params = {**case.params, 'head': {**wide, 'kernel': wide['kernel'][half]}}
   adapted = adapt(case.model.clone(pool=pool), IMAGES, space=SearchSpace((1, 3)))
   variables = trained_variables(adapted, params)
-  peft.save(tmp_path, adapted, variables, 'hf_dinov2', case.genome)
+  peft.save(tmp_path, adapted.fix(case.genome), variables, 'hf_dinov2')
   expected = np.zeros_like(wide['kernel'])
   expected[half] = variables['params']['head']['kernel']
   assert_array_equal(contents(tmp_path)[1]['classifier.weight'].T, expected)
@@ -62,7 +62,7 @@ FC1 = 'vit.layers.0.mlp.fc1'
 )
 def test_an_adapter_that_cannot_be_written_is_one_sentence(name, format, named, kind, tmp_path):
   case = trained(name)
-  given = tmp_path / 'a', case.adapted, case.variables, format, case.genome
+  given = tmp_path / 'a', case.adapted.fix(case.genome), case.variables, format
   assert_refused(named, peft.save, *given, kind=kind)
   assert not list(tmp_path.iterdir())
 

@@ -354,9 +354,10 @@ def _measure_presets(context: Context, supernet: Any) -> dict[str, dict[str, flo
   """Parameters and accuracy of each preset with the supernet's weights."""
   adapted, split, found = context.adapted, context.search_split, {}
   for name, preset in presets.presets(adapted.spec).items():
-    measured = measure(context, Model(adapted.fix(preset), supernet), split)
+    fixed = adapted.fix(preset)
+    measured = measure(context, Model(fixed, supernet), split)
     found[name] = {
-      'params': adapted.count_params(preset),
+      'params': fixed.count_params(),
       'accuracy': measured[f'{split}_accuracy'],
     }
   return found

@@ -108,9 +108,8 @@ class FullFineTuning(WithoutAdapter):
     others = {name: value for name, value in variables.items() if name != 'params'}
     return {'params': params}, others
 
-  def count_params(self, genome: Any = None) -> int:
+  def count_params(self) -> int:
     """Number of trained parameters, heads not counted."""
-    del genome
     return sum(
       shape.size
       for path, shape in self.places.param_shapes.items()
