@@ -314,7 +314,7 @@ def adapt_function(
   heads: Selector | None = DEFAULT_HEADS,
   convs: bool = False,
   embeddings: Embeddings = False,
-  split: Mapping[str, int] = types.MappingProxyType({}),
+  stacks: Mapping[str, int] = types.MappingProxyType({}),
   **kwargs: Any,
 ) -> Adapted:
   """Attaches GLoRA to a pure function: of plain JAX, Equinox, Haiku or any other library.
@@ -339,7 +339,7 @@ def adapt_function(
     convs: whether to adapt kernels of convolutions; see `adapt`.
     embeddings: whether to adapt tables that are looked up (`table[tokens]`), or which of their
       rows; see `adapt`.
-    split: axes of a layer's outputs to treat as a stack, with a layer for each index:
+    stacks: axes of a layer's outputs to treat as a stack, with a layer for each index:
       `{'kv_einsum/w': 0}` maps a regular expression, searched in the parameter's path, to the axis.
     **kwargs: further arguments of the call.
 
@@ -371,8 +371,8 @@ def adapt_function(
   model = Function(function)
   name = model.__name__
   check_unquantized(name, params)
-  tables = selection.embeddings
-  found = find(function, params, sample_inputs, kwargs, convs=convs, embeddings=tables, split=split)
+  options = {'convs': convs, 'embeddings': selection.embeddings, 'stacks': stacks}
+  found = find(function, params, sample_inputs, kwargs, **options)
   arrays = map_with_path(lambda _, leaf: leaf if is_array(nn.meta.unbox(leaf)) else None, params)
   if flatten(arrays).keys() == set(found.unused):
     raise ValueError(

@@ -43,7 +43,7 @@ def attach(
   heads: Selector | None = DEFAULT_HEADS,
   convs: bool = False,
   embeddings: Embeddings = False,
-  split: Mapping[str, int] | None = None,
+  stacks: Mapping[str, int] | None = None,
   key: jax.Array | nnx.Rngs | None = None,
   **kwargs: Any,
 ) -> Model:
@@ -65,7 +65,7 @@ def attach(
     heads: which modules to train in full, in the same way; None for none.
     convs: whether convolutions count as linear layers.
     embeddings: whether to adapt embedding tables, or which of their rows; see `glora_jax.adapt`.
-    split: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
+    stacks: axes of kernels' outputs to treat as a stack of layers, by regular expressions on the
       kernels' names. Layers that `nnx.vmap` runs on one shared input need it.
     key: random key for the adapter, or `nnx.Rngs`; None for a fixed one.
     **kwargs: further arguments of the call.
@@ -78,7 +78,7 @@ def attach(
   Raises:
     TypeError: an argument has another type.
     ValueError: the model is already attached, has no linear layer, or none that `select` or `space`
-      matches; or `split` is needed. Errors of the model itself on these
+      matches; or `stacks` are needed. Errors of the model itself on these
       inputs pass through.
 
   Example:
@@ -108,7 +108,7 @@ def attach(
   selection = Selection(space, scale, select, heads, convs, embeddings)
   random = _as_key(key)
   tables = selection.embeddings
-  found = by_use(model, inputs, kwargs, convs=convs, embeddings=tables, split=split or {})
+  found = by_use(model, inputs, kwargs, convs=convs, embeddings=tables, stacks=stacks or {})
   adapted = assemble(model, as_dequantized(params(model)), found, selection, structure)
   attached = _with_adapter(model, adapted, random, Genome)
   # A stack of matrices may be mapped or scanned over, and its adapter with it.
@@ -139,7 +139,7 @@ def _check_runs(model: nnx.Module, inputs: tuple, kwargs: Mapping[str, Any]) -> 
     raise ValueError(
       f'{type(model).__name__} does not run with an adapter next to its kernels: {reason}. If '
       'nnx.vmap runs layers on one input, name the axis of the output that counts them, as in '
-      "split={'layers/up': 0}."
+      "stacks={'layers/up': 0}."
     ) from error
 
 

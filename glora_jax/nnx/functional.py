@@ -258,7 +258,7 @@ def by_use(
     The layers, with rows in the order of the modules, the same on every backend.
 
   Raises:
-    ValueError: `split` does not fit.
+    ValueError: `stacks` do not fit.
   """
   function = Functional(model)
   # State that is only shapes, from nnx.eval_shape, becomes zeros.

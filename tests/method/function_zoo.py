@@ -113,7 +113,7 @@ def attention_kernels():
     'kv/w': Kernel('sioo', 'kv/b', 'soo'),
     'out/w': Kernel('iio', 'out/b'),
   }
-  counted = {'options': {'split': {'kv': 0}}, 'blind': r'kv/w\[0'}
+  counted = {'options': {'stacks': {'kv': 0}}, 'blind': r'kv/w\[0'}
   return of_activations(apply, params, kernels, 4, **counted)
 
 

@@ -117,7 +117,7 @@ REFUSED = [
     'kernel of w is',
     'float8_e4m3fn',
   ),
-  (lambda: adapt_function(split={'w': 0}), 'axis 0 of w'),
+  (lambda: adapt_function(stacks={'w': 0}), 'axis 0 of w'),
   # parameters, variables and genomes of an adapted model
   (lambda: dense().init(KEY, {**PARAMS, 'bias': np.zeros(3, int)}), 'bias is int64'),
   (

@@ -125,9 +125,9 @@ class OnOneInput(nnx.Module):
 def test_layers_that_are_mapped_over_one_input_need_their_axis_named(caplog):
   caplog.set_level('INFO')
   model = OnOneInput(nnx.Rngs(0))
-  assert_refused(['OnOneInput', 'split='], glora_nnx.attach, model, X)
+  assert_refused(['OnOneInput', 'stacks='], glora_nnx.attach, model, X)
   assert 'the genome has to be an nnx.Param; without, vmap' in caplog.text
-  attached = glora_nnx.attach(model, X, space=SPACE, split={'layers': 0})
+  attached = glora_nnx.attach(model, X, space=SPACE, stacks={'layers': 0})
   randomize(attached)
   assert [layer.name for layer in live.spec(attached)] == [f'layers[{row}]' for row in range(3)]
   assert_allclose(attached(X), glora_nnx.fold(attached)(X), atol=1e-5)

@@ -78,7 +78,7 @@ def find(
   *,
   convs: bool = False,
   embeddings: bool = False,
-  split: Mapping[str, int] = types.MappingProxyType({}),
+  stacks: Mapping[str, int] = types.MappingProxyType({}),
 ) -> Found:
   """The linear layers of `function(params, *inputs, **kwargs)`.
 
@@ -89,14 +89,14 @@ def find(
     kwargs: keyword arguments, likewise.
     convs: whether convolutions count as linear layers, with a whole window as inputs.
     embeddings: whether embedding lookups do, with one-hot vectors as inputs.
-    split: output axes that count layers: numbers of axes, by regular expressions that are searched
+    stacks: output axes that count layers: numbers of axes, by regular expressions that are searched
       for in the parameters' paths.
 
   Returns:
     The layers, and the matrices that are in none.
 
   Raises:
-    ValueError: `split` does not fit.
+    ValueError: `stacks` do not fit.
     Exception: an error of the function on these inputs, with a note of their shapes.
 
   Example:
@@ -129,7 +129,7 @@ def find(
   events = Events()
   results = walk(program, values, Position(events, convs, embeddings=embeddings))
   kernels, reasons = _kernels(events, arrays)
-  _split(kernels, split)
+  _make_stacks(kernels, stacks)
   sites = _sites(kernels, events, arrays)
   covered = {path for site in sites for path in (site.kernel_path, site.bias_path)}
   reasons = {**events.others, **reasons}
@@ -179,22 +179,22 @@ def _kernels(
   return kernels, reasons
 
 
-def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
+def _make_stacks(kernels: dict[KeyPath, _Kernel], stacks: Mapping[str, int]) -> None:
   """Turns the output axes that a user names into stacks; see `find`.
 
   Raises:
     ValueError: an expression matches no kernel's path, or is invalid; or an axis is not one of
       several output axes.
   """
-  validate(split, Mapping, 'split')
-  for pattern, axis in split.items():
+  validate(stacks, Mapping, 'stacks')
+  for pattern, axis in stacks.items():
     try:
       paths = [path for path in kernels if re.search(pattern, path_name(path))]
     except (re.error, TypeError) as error:
-      raise ValueError(f'split: {pattern!r} is not a regular expression: {error}.') from error
+      raise ValueError(f'stacks: {pattern!r} is not a regular expression: {error}.') from error
     if not paths:
       raise ValueError(
-        f"split: the pattern '{pattern}' matches no linear layer; the layers are: "
+        f"stacks: the pattern '{pattern}' matches no linear layer; the layers are: "
         f'{", ".join(map(path_name, kernels))}.'
       )
     for path in paths:
@@ -203,12 +203,12 @@ def _split(kernels: dict[KeyPath, _Kernel], split: Mapping[str, int]) -> None:
       is_output = axis in axes and roles[axis] == 'out' and roles.count('out') > 1
       if not is_output:
         raise ValueError(
-          f'split: axis {axis} of {path_name(path)} cannot be made a stack; its axes are '
+          f'stacks: axis {axis} of {path_name(path)} cannot be made a stack; its axes are '
           f'{", ".join(roles)}, and one of several outputs can.'
         )
       axis %= len(roles)
-      split_roles = (*roles[:axis], 'stack', *roles[axis + 1 :])
-      kernels[path] = kernels[path]._replace(roles=split_roles)
+      with_stack = (*roles[:axis], 'stack', *roles[axis + 1 :])
+      kernels[path] = kernels[path]._replace(roles=with_stack)
 
 
 def _sites(
