@@ -140,7 +140,8 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     for folder, _, names in os.walk(f'{self._folder}/{step}', onerror=_raise):
       for name in names:
         open(os.path.join(folder, name), 'rb').close()
-    if not isinstance(error, _OF_DAMAGE) or _OF_THE_SYSTEM in str(error):
+    reason = error.__cause__ or error  # of an array in a file of its own orbax raises an `Exception`
+    if not isinstance(reason, _OF_DAMAGE) or _OF_THE_SYSTEM in f'{error} {reason}':
       raise error
 
   def _set_aside(self, step: int, reason: str) -> None:

@@ -25,7 +25,7 @@ from glora_jax.training.checkpoints import KIND, TrainingCheckpoints
 from glora_jax.training.loop import TrainState
 
 
-def a_state(step, side=12):
+def a_state(step, side=100):
   trainable = {
     'a': jax.random.normal(jax.random.key(np.max(step)), (side, side)),
     'b': {'c': jnp.arange(7) + step},
@@ -167,7 +167,7 @@ TRAINABLE = a_state(0).trainable
       a_state(0)._replace(opt_state=optax.sgd(0.1, momentum=0.9).init(TRAINABLE)),
       r'missing: opt_state/0/trace/a, opt_state/0/trace/b/c; unexpected: opt_state/0/count, ',
     ),
-    (a_state(0, side=13), r'trainable/a is \(12, 12\) and should be \(13, 13\)'),
+    (a_state(0, side=13), r'trainable/a is \(100, 100\) and should be \(13, 13\)'),
     (
       a_state(0)._replace(trainable={**TRAINABLE, 'a': TRAINABLE['a'].astype(jnp.bfloat16)}),
       'trainable/a is float32 and should be bfloat16',

@@ -16,6 +16,7 @@ from glora_jax.method import presets
 from glora_jax.method.dropout import Dropout, drop_components
 from glora_jax.method.forward import Forward
 from glora_jax.method.genomes import largest_genome
+from glora_jax.training import losses
 from glora_jax.training.consistency import Consistency
 from glora_jax.training.fit import step_loss
 from glora_jax.training.losses import classification, cross_entropy
@@ -125,6 +126,17 @@ def test_consistency_adds_the_squared_difference_of_two_noisy_passes():
   none, simple, double = (loss(weight=weight, sigma=0.3) for weight in (1e-9, 100.0, 200.0))
   assert simple > none + 1e-3
   assert_allclose(double - simple, simple - none, rtol=1e-3)
+
+
+def test_consistency_has_the_mean_loss_and_metrics_of_both_passes(monkeypatch):
+  passes = iter([(1.0, {'accuracy': 0.0}), (3.0, {'accuracy': 1.0})])
+  monkeypatch.setattr(losses, 'cross_entropy', lambda *_: next(passes))
+  adapted, variables, *batch = problem()
+  forward = Forward(adapted, variables, largest_genome(adapted.spec))
+  loss = classification(train=True, consistency=Consistency(weight=1e-9, sigma=0.3))
+  mean, metrics = loss(forward, batch, KEY)
+  assert_allclose(mean, 2.0, rtol=1e-3)
+  assert metrics == {'accuracy': 0.5}
 
 
 def test_the_mean_over_many_masks_is_what_is_not_dropped():

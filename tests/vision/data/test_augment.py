@@ -24,6 +24,16 @@ def random_resized_crop(key, images):
 random_erasing = jax.jit(augment.random_erasing)
 
 
+def test_color_jitter_changes_in_a_random_order(monkeypatch):
+  """The factors are the same, so that images differ by the order alone."""
+  monkeypatch.setattr(
+    jax.random, 'uniform', lambda key, shape, **_: np.full(shape, 1.4, np.float32)
+  )
+  images = np.repeat(photographs(LARGE)[:1], 64, 0)
+  found = np.asarray(augment.color_jitter(jax.random.key(0), images, 0.4))
+  assert len(np.unique(found, axis=0)) > 3
+
+
 @pytest.mark.parametrize(
   'function',
   [
