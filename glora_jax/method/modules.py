@@ -15,12 +15,13 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.errors import FlaxError
 
 from glora_jax.files import first_line
 from glora_jax.method.quantized import check_unquantized
@@ -38,6 +39,8 @@ from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import KeyPath, map_with_path
 
 log = logging.getLogger(__name__)
+# What is raised where a model wants to do something with a parameter that a `Box` does not do.
+_OF_A_BOX = (AttributeError, TypeError, ValueError, FlaxError)
 
 
 def discover(
@@ -89,7 +92,7 @@ def discover(
   find_in = functools.partial(find, apply, convs=convs, embeddings=embeddings)
   try:
     found = find_in(boxed, (others, *inputs), kwargs)
-  except Exception as error:  # it computes with its own variables, as `nn.WeightNorm` does
+  except _OF_A_BOX as error:  # it computes with its own variables, as `nn.WeightNorm` does
     log.info('%s: its layers are found without its modules (%s).', name, first_line(error))
     recorder = _Recorder()
     found = find_in(params, (others, *inputs), kwargs)
@@ -215,6 +218,9 @@ class Box(nn.meta.AxisMetadata[Any]):
 
   def __getitem__(self, index: Any) -> Any:
     return self.unbox()[index]
+
+  def __iter__(self) -> Iterator[Any]:  # or Python would ask for items until there is an IndexError
+    return iter(self.unbox())
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith('__'):  # a protocol, which JAX and NumPy look for in every object

@@ -140,7 +140,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     for folder, _, names in os.walk(f'{self._folder}/{step}', onerror=_raise):
       for name in names:
         open(os.path.join(folder, name), 'rb').close()
-    reason = error.__cause__ or error  # of an array in a file of its own orbax raises an `Exception`
+    reason = error.__cause__ or error  # orbax raises an `Exception` of an array with its own file
     if not isinstance(reason, _OF_DAMAGE) or _OF_THE_SYSTEM in f'{error} {reason}':
       raise error
 

@@ -53,6 +53,17 @@ class Normalized(nn.Module):
     return nn.Dense(3, name='second')(nn.tanh(hidden))
 
 
+class Unpacked(nn.Module):
+  """A layer whose rows the model goes through, as Python does."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    layer = nn.Dense(3, name='layer')
+    outputs = layer(inputs)
+    first, *_ = layer.variables['params']['kernel']
+    return outputs + first
+
+
 class OwnDense(nn.Module):
   """A layer with a product of its own, as MaxText's are, of which a scan has two."""
 
@@ -71,7 +82,11 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize(
   'model, rows, uncovered',
-  [(Normalized(), ['second'], ['first/kernel']), (Own(), ['layers[0]', 'layers[1]'], [])],
+  [
+    (Normalized(), ['second'], ['first/kernel']),
+    (Own(), ['layers[0]', 'layers[1]'], []),
+    (Unpacked(), ['layer'], []),
+  ],
 )
 def test_a_model_without_layers_or_that_looks_at_its_parameters_is_adapted_by_their_use(
   model, rows, uncovered

@@ -1,6 +1,7 @@
 """Attaches to, trains, scores and folds NNX models that are sharded over devices."""
 
 import functools
+import re
 
 import jax
 import optax
@@ -77,6 +78,8 @@ def run_plain(x, mesh=None):
   losses, folded, outputs = train(model, inputs)
   if mesh is not None:
     assert folded.up.kernel.get_value().addressable_shards[0].data.shape == (8, 4)
+    call = nnx.jit(lambda model, x: model(x)).lower(model, inputs).compile().as_text()
+    assert re.search(r'f32\[8,16\]\S* all-gather', call)  # a kernel, and no activations
   adapted, variables = glora_jax.nnx.as_adapted(model)
   genome = glora_jax.preset(live.spec(model), 'full')
   return losses, outputs, adapted.apply(variables, inputs, genome=genome)
