@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -65,22 +66,25 @@ def test_a_file_that_was_removed_from_a_complete_stage_is_written_again(job):
   assert job.start() == (before, [])
 
 
-def test_a_stages_record_keeps_what_it_compiled_in_all_its_starts(job):
+def test_a_stages_record_keeps_its_seconds_and_what_it_compiled_in_all_its_starts(job):
   sizes = [8, 2]
 
   def run(context, *results):
     for size in sizes:
       reported('sum', jax.jit(lambda x: x.sum()))(np.ones(size, np.float32))
     if 2 in sizes:
+      time.sleep(1)
       raise OSError('no space left')
 
   job.stages = (dataclasses.replace(job.stages[0], run=run),)
   with pytest.raises(OSError, match='no space'):
     job.start()
-  first = read_mark(str(job.folder / 'first'))['programs']['sum']
+  first = read_mark(str(job.folder / 'first'))
   sizes[:] = [4]
   job.start()
-  kept = read_mark(str(job.folder / 'first'))['programs']['sum']
+  mark = read_mark(str(job.folder / 'first'))
+  assert mark['seconds'] >= first['seconds'] >= 1
+  first, kept = (each['programs']['sum'] for each in (first, mark))
   assert kept['memory']['arguments'] == 4 * 8  # of the largest
   assert kept['seconds'] >= first['seconds']
 

@@ -14,7 +14,7 @@ from glora_jax.training.losses import cross_entropy
 from glora_jax.vision.data.task import Task
 from glora_jax.vision.runs.settings import DataSettings, RunSettings, TrainingSettings
 from glora_jax.vision.runs.stage import walk
-from glora_jax.vision.runs.stages.training import mix_of
+from glora_jax.vision.runs.stages.training import Best, mix_of
 from glora_jax.vision.runs.workdir import Stopped
 
 LABELS = jnp.repeat(jnp.arange(3), jnp.array([6, 2, 1]))
@@ -63,3 +63,10 @@ def test_a_training_draws_its_images_by_class(run_config, tmp_path, monkeypatch)
     walk(context, stages_of(config), until='training/linear')
   counts = np.bincount(context.task.open('train').labels[drawn[0]])
   assert np.ptp(counts) <= 1
+
+
+def test_of_two_states_the_more_accurate_is_better_and_of_equal_ones_that_of_the_smaller_loss():
+  first, *others = (
+    Best(number, *found, 0) for number, found in enumerate([(0.5, 2), (0.5, 1), (0.5, 3), (0.6, 9)])
+  )
+  assert [int(first.better(other).trainable) for other in others] == [1, 0, 3]
