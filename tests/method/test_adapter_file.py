@@ -61,7 +61,7 @@ def test_what_is_loaded_lies_where_the_base_lies(written, tmp_path, is_committed
 def test_adapters_of_another_space_or_structure_are_refused(subnet, tmp_path):
   adapted, variables = subnet
   path, params = tmp_path / 'a.safetensors', variables['params']
-  adapter_file.save_adapter(path, adapted, variables, presets.preset(adapted.spec, 'full'))
+  adapter_file.save_adapter(path, adapted.fix('full'), variables)
   other = glora_jax.adapt(adapted.model, IMAGES, space=glora_jax.SearchSpace(2))
   with pytest.raises(ValueError, match=r'space \(The structure has lora:4 for A of blocks/'):
     adapter_file.load_adapter(path, other, params)
@@ -104,7 +104,7 @@ def test_an_adapter_goes_onto_its_base_in_fewer_bits_and_from_there_onto_the_lon
   load = functools.partial(adapter_file.load_adapter, path, adapted)
   for trained_on, loaded_onto in ((longer, shorter), (shorter, longer), (shorter, shorter)):
     trained = {**variables, 'params': trained_on}
-    adapter_file.save_adapter(path, adapted, trained, presets.preset(adapted.spec, 'full'))
+    adapter_file.save_adapter(path, adapted.fix('full'), trained)
     (_, own), (_, loaded) = load(trained_on), load(loaded_onto)
     jax.tree.map(assert_array_equal, loaded['glora'], own['glora'])
     assert loaded['params']['cls'] is loaded_onto['cls']
@@ -152,9 +152,8 @@ def test_rows_are_known_by_their_parameters_and_not_by_their_order(tmp_path):
 
 def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
   adapted, path = chain('a', 'b'), tmp_path / 'a.safetensors'
-  adapter_file.save_adapter(
-    path, adapted, random_variables(adapted, SQUARES), np.zeros((2, 5), int)
-  )
+  none = adapted.fix(np.zeros((2, 5), int))
+  adapter_file.save_adapter(path, none, random_variables(adapted, SQUARES))
   with pytest.raises(ValueError, match=r"'a/w', .*'in': \[0\].* there, .*'in': \[1\].* here"):
     adapter_file.load_adapter(path, chain('a', 'b', transposed=True), SQUARES)
 
@@ -164,7 +163,7 @@ def written(tmp_path_factory):
   """A small adapter in the parts of its file: (adapted, params, tensors, metadata)."""
   adapted, variables = ready(Mlp(), ONE)
   path = tmp_path_factory.mktemp('adapter') / 'a.safetensors'
-  adapter_file.save_adapter(path, adapted, variables, presets.preset(adapted.spec, 'ssf'))
+  adapter_file.save_adapter(path, adapted.fix('ssf'), variables)
   return adapted, variables['params'], *read_tensors(path, 'adapter')
 
 
@@ -216,7 +215,5 @@ def test_what_cannot_be_saved_leaves_no_file(written, tmp_path, change, sentence
   variables = random_variables(adapted, params)
   given = {'variables': variables, **change(variables)}
   with pytest.raises(ValueError, match=sentence):
-    adapter_file.save_adapter(
-      tmp_path / 'a', adapted, **given, genome=presets.preset(adapted.spec, 'ssf')
-    )
+    adapter_file.save_adapter(tmp_path / 'a', adapted.fix('ssf'), **given)
   assert not list(tmp_path.iterdir())

@@ -130,7 +130,10 @@ REFUSED = [
   # keys, specs, genomes and presets without a model
   (lambda: dense().init(0, PARAMS), 'key='),
   (lambda: glora_jax.preset(dense(), 'lora'), 'Adapted', 'adapted.spec'),
-  (lambda: jax.eval_shape(dense().count_params, GENOME), 'traced'),
+  (
+    lambda: jax.eval_shape(functools.partial(glora_jax.count_params, dense().spec), GENOME),
+    'traced',
+  ),
   (lambda: check_genome(LAYERS, np.zeros((2, 5), np.int8)), '(2, 5)', '[..., 3, 5]'),
   (lambda: check_genome(LAYERS, np.ones((3, 5), bool)), 'bool'),
   (lambda: genome_from_json(LAYERS, '{"genome": [[0'), '{"genome": [[0'),

@@ -86,7 +86,7 @@ def test_a_subnet_with_a_higher_rank_is_refused_in_cut_storage(tmp_path):
   for use in (
     lambda: adapted.apply(narrow, X, genome=higher),
     lambda: adapted.fix(higher).split(narrow),
-    lambda: save_adapter(tmp_path / 'adapter.safetensors', adapted, narrow, higher),
+    lambda: save_adapter(tmp_path / 'adapter.safetensors', adapted.fix(higher), narrow),
   ):
     assert_refused('a LoRA of rank 2 for B in fc, but these variables store rank 1', use)
 
