@@ -14,7 +14,7 @@ from trees import normal
 
 import glora_jax
 from glora_jax.files import read_tensors, write_tensors
-from glora_jax.method import adapter_file, presets
+from glora_jax.method import adapter_file
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize
 
