@@ -393,6 +393,9 @@ class Deferred:
   def stack_order(self, batch: Sequence[int]) -> list[int] | None:
     """The stack's axes in an order: the batch dimensions as given, then all axes of size one.
 
+    Of experts [1, 4, in, out] with the stack (0, 1), multiplied in a batch along dimension 1, it is
+    [1, 0].
+
     None if the product has no batch of layers: if these are not all axes of the stack, or a batch
     dimension is not exactly one of them.
     """
@@ -477,7 +480,17 @@ class Plan:
     return functools.reduce(lambda array, dtype: array.astype(dtype), self.casts, array)
 
   def flatten(self, array: jax.Array, dims: Sequence[int]) -> jax.Array:
-    """Merges an array's last axes, `dims` of the model's array, into one in the kernel's order."""
+    """Merges an array's last axes, `dims` of the model's array, into one in the kernel's order.
+
+    Example:
+      >>> view = View.of((), (8, 3, 4))  # [in, head, size]
+      >>> turned = dataclasses.replace(view, dims=view.dims[::-1])  # the model's [size, head, in]
+      >>> plan = Plan((), (0,), (1, 2), turned, (2,), True)
+      >>> y = jnp.zeros((5, 4, 3))  # a product of five tokens with it, [token, size, head]
+      >>> flat = plan.flatten(y, (0, 1))  # [token, head * size], as W' has its columns
+      >>> flat.shape, plan.unflatten(flat, (0, 1), (5,)).shape
+      ((5, 12), (5, 4, 3))
+    """
     sizes, order = self._atoms(dims)
     lead = array.shape[: array.ndim - len(dims)]
     moved = array.reshape(*lead, *sizes).transpose(_after(len(lead), order))

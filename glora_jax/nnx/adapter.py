@@ -229,7 +229,8 @@ def stack_like_kernel(value: jax.Array, site: Site) -> jax.Array:
   """An array [stack..., rest...] with its stack axes where a site's kernel has them.
 
   If these are not the kernel's first axes, the array gets as many dimensions as the kernel has, so
-  that `nnx.vmap` may count an axis from either end.
+  that `nnx.vmap` may count an axis from either end. Beside a kernel [in, layer, out] of shape
+  [8, 12, 3], `B_down` [12, 8, 2] becomes [8, 12, 2], and a genome [12, 5] becomes [5, 12, 1].
   """
   stack = site.layout.stack
   return align_stack(value, stack, value.ndim if _is_first(stack) else len(site.kernel_shape))
@@ -301,6 +302,9 @@ def _without(shape: Sequence[int], dims: Collection[int]) -> tuple[int, ...]:
 
 def stack_first(value: jax.Array, layout: Layout, stack: Sequence[int], ndim: int) -> jax.Array:
   """Inverse of `stack_like_kernel`, within transforms.
+
+  Within a scan over the 12 layers of the example there, `B_down` is [8, 2] already, and the genome
+  [5, 1] becomes [5].
 
   Args:
     value: an array of an adapter, within the transforms around its module.

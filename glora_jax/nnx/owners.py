@@ -207,7 +207,11 @@ def _set_class(module: nnx.Pytree, kind: type) -> None:
 
 @functools.cache
 def _owner_class(base: type, params: tuple[AdaptedParam, ...]) -> type:
-  """The subclass of a class in which some parameters are properties that merge."""
+  """The subclass of a class in which some parameters are properties that merge.
+
+  Of an `nnx.Linear` with an adapted kernel, `linear.kernel` is then a new variable with W' in it,
+  and `vars(linear)['kernel']` the base's, with `vars(linear)['glora_kernel']` beside it.
+  """
   by_attribute: dict[str, list[AdaptedParam]] = {}
   for param in params:
     by_attribute.setdefault(param.location.attribute, []).append(param)

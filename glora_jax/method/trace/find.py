@@ -430,6 +430,9 @@ def _with_bias(
 def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   """The parts of axes that lie along each other.
 
+  Of a kernel [d, 2, 3], in a product [b, 2, 3], and a bias of 6 numbers as [2, 3]: along the
+  kernel's axis 1 the bias's atom of 2 items with stride 3, along axis 2 that of 3 with stride 1.
+
   None if one varies where the other does not, or if they run in opposite directions.
 
   If one scan selects an item of each, the axes that it goes through lie along each other, too.
