@@ -26,10 +26,10 @@ There are two ways to compute a layer:
     layer_output         x W' = (x W) * (1 + A) + (x B_down) B_up, if A is not a LoRA
     (transposed_output)
 
-The second is for training. With a merged kernel, the backward pass computes the gradient of all of
-W' to get those of the two factors. In the second, only the factors and rows get one, and no array
-of the kernel's size is made. For many tokens a merged kernel is still the cheaper way forward:
-`_merged_product` merges in the forward pass, and leaves the gradients thin.
+The second is for structures in which A is not a LoRA. With a merged kernel, the backward pass
+computes the gradient of all of W' to get those of the two factors. In the second way only the
+factors and rows get one. It merges the kernel in one case: on CPU, `_merged_product` does so in the
+forward pass if there are many tokens, which is faster, and leaves the gradients thin.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def layer_output(
     inputs: x, float [..., in].
     kernel: W, float [in, out].
     adapter: the layer's arrays of A and B; if a tensor is known to be none, they may be missing.
-    forms: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2.
+    forms: forms of A, B, C, D, E, int [5]; that of A is 0, 1 or 2, or is not read because
+      `adapter` has no arrays of A (with dropout, `product` may merge a LoRA of A).
     ranks: LoRA ranks that the codes stand for.
     precision: that of the layer's own product; see `jax.lax.dot_general`.
     dropped: x after dropout (`method.dropout`), for the LoRA of B alone; None without dropout.

@@ -52,7 +52,8 @@ class Part(NamedTuple):
     of_kernel: the arrays of A and B, [stack..., ...].
     of_bias: those of C, D and E.
     forms: int [stack..., 5].
-    goes_by_output: whether no layer of the stack can have a LoRA for A.
+    goes_by_output: whether tracing knows that no layer has a LoRA for A, because the structure is
+      fixed or the layers have chosen rows. False for any other free structure.
   """
 
   site: Site

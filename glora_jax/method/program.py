@@ -9,7 +9,8 @@ of three things with it:
                            way, with `Deferred` among its operands
     it uses the kernel     anything else: a rule of `glora_jax.method.rules` applies
 
-So only one merged kernel is alive at a time, and a product needs none at all.
+So the forward pass holds one merged kernel at a time, and usually none where `multiply` applies. A
+gradient keeps each merged kernel for the backward pass, unless a `jax.checkpoint` merges it again.
 
 Two more kinds of arrays go the same way, adapted or not. Sharded weights (`glora_jax.shard`) are
 all-gathered where they are used, a layer at a time, and again in the backward pass. A compiler that
@@ -292,10 +293,10 @@ class _Interpreter:
   def _loop_invariants(self, values: Sequence[Any]) -> list[Any]:
     """The operands that each iteration of a loop reads.
 
-    One kernel without a stack would be merged anew in every iteration, so it is merged before the
-    loop. It goes in deferred if that is wrong or unnecessary: a loop uses one layer of a stack at a
-    time, a product needs no merged kernel, gathered or dequantized ones are not to be kept, and
-    dropout needs the inputs of the product.
+    A kernel without a stack is merged before the loop, since every iteration would merge it again.
+    These go in deferred: a stack, since an iteration uses only one of its layers; a kernel that
+    `multiply` need not merge; one that is gathered or dequantized, since the result would be kept
+    during the whole loop; and one with dropout, which needs the inputs of the product.
     """
 
     def is_merged_before(value: Any) -> bool:
@@ -399,10 +400,11 @@ def _select(kernel: Deferred, indices: jax.Array, params: Mapping[str, Any]) -> 
 
 
 def _scanned(kernel: Deferred) -> Deferred | None:
-  """A stack as `jax.lax.scan` needs it: layers first in each array, and the plan of one of them.
+  """A stack for `jax.lax.scan`: each leaf has the layers first, and the plan is that of one layer.
 
-  So the leaves have an axis more than the plan says, until the scan has removed it. None if the
-  first dimension of the model's array is not an axis of the stack.
+  So the leaves have an axis more than the plan says, until the scan has removed it. If the first
+  dimension has size one, it may be no axis of the stack (a reshape may have added it), so the
+  leaves get a new axis for it. None if the first dimension is anything else than a stack axis.
   """
   plan = kernel.plan
   view = plan.view.index((0,), None)

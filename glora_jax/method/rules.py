@@ -1,8 +1,9 @@
 """Three rules to compute with an adapted kernel when a model uses it.
 
     merge     for any use: the kernel with its adapter merged in, W' = W + W * A + B
-    multiply  for a product with activations: x W' = (x W) * (1 + A) + (x B_down) B_up, without an
-              array of the kernel's size, neither for the output nor for the gradients
+    multiply  for a product with activations: x W' = (x W) * (1 + A) + (x B_down) B_up. No gradient
+              has the kernel's size, and the kernel is merged only where that is faster
+              (`equation.layer_output`)
     look_up   for an embedding lookup: only the rows that are read are merged
 
 Until it is used, the kernel is `Deferred`: the base's array, its adapter, and a `Plan`, which
@@ -142,8 +143,9 @@ def multiply(
     gather: all-gathers a sharded array, again in the backward pass; None if all are replicated.
 
   Returns:
-    The product of a layer, x W', or of a tied head, x W'^T; None if it is neither, or if a layer
-    may have a LoRA for A and its inputs are not dropped.
+    The product of a layer, x W', or of a tied head, x W'^T. None if the kernel must be merged: the
+    product is neither of the two, its batch is not one of layers, or A may be a LoRA. With dropout
+    a layer's A may be a LoRA, but a tied head gives None, and `merge` then raises ValueError.
   """
   plan = deferred.plan
   kernel_dims = _Dims.of_operand(place, len(plan.view.dims), params)
@@ -440,7 +442,7 @@ class Plan:
     outputs: the others.
     view: their positions in the model's array, which it has computed from the parameter so far.
     ranks: LoRA ranks that the codes stand for.
-    goes_by_output: whether no layer can have a LoRA for A, so that `multiply` applies.
+    goes_by_output: whether tracing knows that no layer has a LoRA for A, so that `multiply` applies.
     casts: types that the model has cast it to.
   """
 

@@ -277,13 +277,16 @@ def _property(name: str, params: Sequence[AdaptedParam]) -> property:
 
 
 def _by_program(owner: nnx.Pytree, attribute: str, name: str, *args: Any, **kwargs: Any) -> Any:
-  """Calls a method of one of NNX's own layers as a program in which the array is never merged.
+  """Calls a method of one of NNX's own layers, and gives each use of the array to the rules.
 
-  A merged kernel would have a gradient of its whole size, only to be reduced to that of the
-  adapter; a dequantized one would be kept for the backward pass. `program.call` traces the method
-  and gives each use of the array to the rules (`glora_jax.method.rules`): `x @ kernel` becomes
-  `x @ kernel + (x @ down) @ up`. The layer is called as an instance of its original class, with an
-  array that is a tracer, and everything else read as usual.
+  It does so if no layer can have a LoRA for A, since a merged kernel would have a gradient of its
+  whole size, only to be reduced to that of the adapter. It also does so for a quantized array: a
+  dequantized one would be kept for the backward pass. Otherwise, and if the layer's `dot_general`
+  is a module, the method runs as usual and reads the merged array.
+
+  `program.call` traces the method and applies the rules (`glora_jax.method.rules`): `x @ kernel`
+  becomes `x @ kernel + (x @ down) @ up`. The layer is called as an instance of its original class,
+  with an array that is a tracer, and everything else read as usual.
   """
   others = {param.location.attribute: param for param in params_of(owner)}
   param, kind = others.pop(attribute), original_class(owner)

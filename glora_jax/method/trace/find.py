@@ -391,9 +391,10 @@ def _with_bias(
 ) -> Layout | None:
   """The layout of a kernel and its bias; None if the added array is not its bias.
 
-  The two views have equal dimensions, so each part of the one's axes lies along a part of the
-  other's. With heads `einsum('bd,dhk->bhk', x, kernel) + bias.reshape(h, k)` the bias of h * k
-  numbers has two parts, one along the kernel's h and one along its k. It is the kernel's bias if
+  The two views have equally many dimensions. The addition repeats the bias along those in which it
+  has size one; along the others, parts of the kernel's axes lie along parts of the bias's. With
+  heads `einsum('bd,dhk->bhk', x, kernel) + bias.reshape(h, k)` the bias of h * k numbers has two
+  parts, one along the kernel's h and one along its k. It is the kernel's bias if
 
   - all of its axes lie along the kernel's stack and outputs, and cover them: unlike a table of
     positions, or a vector that all experts add;
@@ -433,9 +434,11 @@ def _pairs(kernel: View, bias: View) -> list[_Pair] | None:
   Of a kernel [d, 2, 3], in a product [b, 2, 3], and a bias of 6 numbers as [2, 3]: along the
   kernel's axis 1 the bias's atom of 2 items with stride 3, along axis 2 that of 3 with stride 1.
 
-  None if one varies where the other does not, or if they run in opposite directions.
+  If one scan, or one index, selects an item of each, the axes that it selects from lie along each
+  other, too.
 
-  If one scan selects an item of each, the axes that it goes through lie along each other, too.
+  None if one array varies where the other does not, if they run in opposite directions, or if
+  items of them are selected by different scans or indices.
   """
   kernel_indices, bias_indices = (
     [index for index in view.indices if index.atom.size > 1] for view in (kernel, bias)
