@@ -442,7 +442,7 @@ class Plan:
     outputs: the others.
     view: their positions in the model's array, which it has computed from the parameter so far.
     ranks: LoRA ranks that the codes stand for.
-    goes_by_output: whether tracing knows that no layer has a LoRA for A, so that `multiply` applies.
+    goes_by_output: whether tracing knows that no layer has a LoRA for A; then `multiply` applies.
     casts: types that the model has cast it to.
   """
 
