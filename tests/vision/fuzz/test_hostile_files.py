@@ -75,7 +75,8 @@ def read_adapter(folder):
 
 
 def write_adapter(folder, value):
-  glora_jax.save_adapter(str(folder / 'adapter.safetensors'), dense()[0], *value)
+  variables, genome = value
+  glora_jax.save_adapter(str(folder / 'adapter.safetensors'), dense()[0].fix(genome), variables)
 
 
 def read_peft(folder):
@@ -85,7 +86,8 @@ def read_peft(folder):
 
 
 def write_peft(folder, value):
-  save_peft(str(folder / 'adapter'), dense()[0], value[0], NAMES, value[1])
+  variables, genome = value
+  save_peft(str(folder / 'adapter'), dense()[0].fix(genome), variables, NAMES)
 
 
 def archives():
