@@ -116,8 +116,9 @@ def attach(
     try:
       trace_call(attached, inputs, kwargs)
     except ValueError as error:
-      # The model's transforms may map over `nnx.Param` alone. A genome of that type is mapped with
-      # the kernels; by default it has another, so that optimizers of `nnx.Param` do not see it.
+      # `mapped_axes` cannot tell, or JAX finds axes of other sizes, in the genome that is: the
+      # model's transforms may map over `nnx.Param` alone. A genome of that type is mapped with the
+      # kernels; by default it has another, so that optimizers of `nnx.Param` do not see it.
       log.info('%s: the genome has to be an nnx.Param; without, %s', type(model).__name__, error)
       attached = _with_adapter(model, adapted, random, ParamGenome)
       _check_runs(attached, inputs, kwargs)
