@@ -6,8 +6,8 @@
 `throughput_over_plain`: candidates x images per second of `make_scorer`, over the same ViT's plain
 jitted forward, run once per candidate and block; in turn, the median of the ratios, for three
 shapes. `throughput_over_torch`: the first shape against a serial PyTorch loop that merges each
-candidate and runs it (null without PyTorch and timm). `--quick` takes the first shape, an
-eighth of its candidates, and fewer repeats. The last line is JSON.
+candidate and runs it (null without PyTorch and timm). `--quick` measures the first shape
+alone, with fewer candidates and repeats. The last line is JSON.
 """
 
 import jax
@@ -66,10 +66,12 @@ def main() -> None:
   quick = make_parser(__doc__, 'one shape, fewer candidates and repeats').parse_args().quick
   repeats = QUICK_REPEATS if quick else REPEATS
   plain, torch = {}, {}
-  for name, (model, size, candidates, images) in [*SHAPES.items()][: 1 if quick else None]:
+  for name, (model, size, candidates, images) in SHAPES.items():
+    if quick and plain:
+      break
     with_torch = not plain and peers.installed('torch', 'timm')
-    candidates //= 8 if quick else 1
-    times = measure(model, size, candidates, images, repeats, with_torch)
+    number = candidates // 8 if quick else candidates
+    times = measure(model, size, number, images, repeats, with_torch)
     plain[name], torch[name] = (times.ratio(other, 'ours') for other in ('plain', 'torch'))
   print_table(
     {'throughput over': '', 'plain forward': '.2f', 'serial PyTorch loop': '.2f'},

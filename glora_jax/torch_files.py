@@ -15,7 +15,7 @@ import numpy as np
 
 from glora_jax.checks import check_path, listed, printable, validate
 from glora_jax.files import Path, write_json, write_safetensors
-from glora_jax.method.adapted import Adapted
+from glora_jax.method.adapted import Adapted, fixed_genome
 from glora_jax.method.adapter_file import require_finite
 from glora_jax.method.site import TABLE, Site
 from glora_jax.method.trace.events import ITEM_BY_ITEM, LOOKED_UP
@@ -57,8 +57,8 @@ def save_folded(
     FileExistsError: the folder has weights.
     FileNotFoundError: there is no folder `base`.
     TypeError: an argument has the wrong type.
-    ValueError: a parameter has no name or is a convolution, two have the same one, or the variables
-      are those of another model or not finite.
+    ValueError: the structure is free, a parameter has no name or is a convolution, two have the
+      same one, or the variables are those of another model or not finite.
 
   Example:
     >>> import json, pathlib, tempfile, jax.numpy as jnp
@@ -74,6 +74,7 @@ def save_folded(
   """
   folder = check_path(folder)
   validate(adapted, Adapted, 'adapted')
+  fixed_genome(adapted, 'save_folded')
   names = name_map(names)
   validate(max_shard_bytes, int, 'max_shard_bytes', least=1, most=2**63)
   beside = [] if base is None else [*os.scandir(check_path(base))]

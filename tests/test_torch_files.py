@@ -173,6 +173,12 @@ def test_a_kernel_whose_axes_are_not_those_of_a_linear_layer_is_refused(convs, t
   assert_refused('conv', save_folded, tmp_path / 'a', adapted, variables, {'(.*)': r'\1'})
 
 
+def test_a_free_structure_is_refused(tmp_path):
+  case = trained()
+  free = case.adapted.fix(None)
+  assert_refused('needs a fixed structure', save_folded, tmp_path, free, case.variables, NAMES)
+
+
 def test_leaves_of_a_function_that_are_no_arrays_are_left_out(tmp_path):
   params = {'w': jnp.ones((4, 3)), 'activation': jnp.tanh}
   adapted = glora_jax.adapt_function(

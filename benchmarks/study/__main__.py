@@ -23,6 +23,7 @@ package ships, from five development tasks.
 """
 
 import importlib
+import os
 import pathlib
 
 from benchmarks.machinery.measuring import make_parser, print_result
@@ -51,6 +52,7 @@ def show(study: studies.Study, folder: str, pictures: str) -> None:
   if panels:
     from benchmarks.study import figure  # which needs matplotlib
 
+    os.makedirs(pictures, exist_ok=True)
     figure.draw(panels, pathlib.Path(pictures, f'{study.name}.png'))
   print_result(study.name, {**found, 'seconds': seconds})
 

@@ -1,9 +1,8 @@
 """Attaches GLoRA to any Linen model, unmodified, or to a pure function.
 
 The adapter is an ordinary variable collection, `glora`. `apply` merges it into each kernel where
-the model's program uses the kernel, so that only one merged kernel is alive at a time (see
-`glora_jax.method.program`). The tensors A to E are those of the equation in
-`glora_jax.method.equation`.
+the model's program uses the kernel, one after another (see `glora_jax.method.program`). The tensors
+A to E are those of the equation in `glora_jax.method.equation`.
 """
 
 from __future__ import annotations
@@ -82,11 +81,10 @@ def adapt(
       window.
     embeddings: whether to adapt tables that are looked up, as by `nn.Embed`: linear layers of
       one-hot inputs, without a bias. A tied head, which multiplies by the table again, shares its
-      adapter.
-      Instead of True, ids of tokens (`tokenizer.convert_tokens_to_ids(['<a>', '<b>'])`) or a mask
-      of the vocabulary: only these rows of the table are trained; `structure`, `select` and `scale`
-      apply to the other layers. For some of several tables, a dictionary from a name (a regular
-      expression) to ids or a mask: `{'wte': [3, 5]}`.
+      adapter. Instead of True, ids of tokens (`tokenizer.convert_tokens_to_ids(['<a>', '<b>'])`) or
+      a mask of the vocabulary: only these rows of the table are trained; `structure`, `select` and
+      `scale` apply to the other layers. For some of several tables, a dictionary from a name (a
+      regular expression) to ids or a mask: `{'wte': [3, 5]}`.
     **model_kwargs: further arguments of the call, `train=False` for instance.
 
   Returns:

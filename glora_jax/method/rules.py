@@ -233,7 +233,7 @@ def look_up(
     return None
   # A token beyond the table may read as NaN. Lookups read 0 for it and NaN is put in at the end,
   # since in one factor it would make the whole gradient of the other NaN
-  # (`test_a_token_beyond_the_table` in tests/method/test_embeddings.py).
+  # (`test_a_token_beyond_the_table` in tests/method/test_chosen_rows.py).
   out_axis, finite = 1, {}
   if 'dimension_numbers' in params:
     out_axis, finite = params['dimension_numbers'].offset_dims[-1], {'fill_value': 0}

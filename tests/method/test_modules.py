@@ -27,7 +27,7 @@ def assert_folded(adapted, tolerance=1e-5):
 
 
 class Mapped(nn.Module):
-  """A layer whose kernel, and all that lies beside it, is changed before it is called."""
+  """A layer whose parameters are changed before it is called."""
 
   change: Callable
 
@@ -104,7 +104,7 @@ def test_what_else_is_made_of_a_kernel_is_made_of_the_merged_one(change):
 
 
 class Clipped(nn.Module):
-  """A layer whose gradients a function of Flax's changes, whatever lies beside its kernel."""
+  """A layer whose gradients a function of Flax's changes."""
 
   @nn.compact
   def __call__(self, inputs):

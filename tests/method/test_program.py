@@ -163,13 +163,8 @@ def test_outputs_and_gradients_are_those_of_folded_kernels(function, preset):
 
 def test_products_keep_the_names_of_their_modules():
   model, x = Mlp(), normal(2, 4)
-
-  def apply(params, x):
-    return model.apply({'params': params}, x)
-
-  params = random_params(model, x)
-  adapted = glora_jax.adapt_function(apply, params, x, structure='lora:2', heads=None)
-  variables = random_variables(adapted, params)
+  adapted = glora_jax.adapt(model, x, structure='lora:2', heads=None)
+  variables = random_variables(adapted, random_params(model, x))
   program = jax.jit(adapted.apply).lower(variables, x).as_text(debug_info=True)
   assert {*re.findall(r'(\w+)/dot_general"', program)} == {'fc', 'head'}
 
