@@ -64,8 +64,8 @@ def adapt(
     *sample_inputs: example inputs of the model; only shapes and dtypes matter
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train: a preset's name ('lora:8', 'bitfit',
-      'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of a genome file or an
-      adapter; see `Adapted.fix`. None leaves it free, for a supernet or a search.
+      'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of an adapter;
+      see `Adapted.fix`. None leaves it free, for a supernet or a search.
     space: the search space: one for all layers, or several by regular expression. A layer gets the
       first space whose expression is found in its path; layers without a match are not adapted.
       None is the smallest space that has the structure, or `SearchSpace()`.

@@ -9,6 +9,7 @@ attention or in an MLP, and in which block, is read from the names that code bas
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import numpy as np
 
 from glora_jax.checks import listed, printable, shown
-from glora_jax.files import STAMP, check_stamp, damaged, load_json, read_tensors
+from glora_jax.files import read_tensors
 from glora_jax.method.genomes import canonicalize, check_one_genome, codes_of, genome_from_json
 from glora_jax.method.selection import matches
 from glora_jax.method.space import (
@@ -353,36 +354,19 @@ def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
 
 
 def read_structure(structure: Structure | None) -> Any:
-  """The content of a structure's file; a structure that is not a path is returned unchanged.
+  """The structure of an adapter whose path is given; any other structure unchanged.
 
-  A string is a path if it has a suffix or a separator, unless it begins like a preset and there is
-  no such file.
+  A string is a path if it ends in `.safetensors`.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, or of another kind.
   """
-  if isinstance(structure, str):
-    is_path = os.path.basename(structure) != structure or os.path.splitext(structure)[1]
-    if not is_path or (begins_as_preset(structure) and not os.path.exists(structure)):
-      return structure
-  elif not isinstance(structure, os.PathLike):
+  if isinstance(structure, str) and structure.endswith('.safetensors'):
+    structure = pathlib.Path(structure)
+  if not isinstance(structure, os.PathLike):
     return structure
-  path = os.path.expanduser(os.fspath(structure))
-  if not os.path.isfile(path):
-    wrong = 'is not a file' if os.path.exists(path) else 'does not exist'
-    raise FileNotFoundError(
-      f"structure='{printable(path)}' {wrong}; pass a genome.json, an adapter, or the name of a "
-      'preset.'
-    )
-  if not path.lower().endswith('.json'):
-    return read_tensors(path, 'adapter')[1]
-  content = load_json(path, 'pass the result of genome_to_json')
-  if isinstance(content, dict) and STAMP in content:  # a file that a user wrote has none
-    check_stamp(path, content.pop(STAMP), 'genome')
-  if not isinstance(content, dict | list):
-    raise damaged(path, f'it holds {shown(content)}', 'pass the result of genome_to_json')
-  return content
+  return read_tensors(pathlib.Path(structure).expanduser(), 'adapter')[1]
 
 
 def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
@@ -391,7 +375,7 @@ def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
   Args:
     spec: the layers.
     structure: a preset's name (see `preset`), choices by layer (`custom_genome`), a genome int
-      [layer, 5], a result of `genome_to_json`, or the path of a genome file or of an adapter.
+      [layer, 5], a result of `genome_to_json`, or the path of an adapter.
 
   Raises:
     FileNotFoundError: there is no such file.

@@ -260,8 +260,8 @@ def fix(model: Model, structure: Structure) -> Model:
 
   Args:
     model: an attached model; it is not changed.
-    structure: a preset's name, a genome, choices by layer, or the path of a genome file or an
-      adapter; see `glora_jax.Adapted.fix`.
+    structure: a preset's name, a genome, choices by layer, or the path of an adapter;
+      see `glora_jax.Adapted.fix`.
 
   Returns:
     A model of the same class, attached.

@@ -1,7 +1,6 @@
 """What public calls refuse: each error names the value that is wrong."""
 
 import functools
-import json
 import pathlib
 
 import flax.linen as nn
@@ -171,23 +170,14 @@ def test_what_cannot_be_is_refused_by_name(call, named):
 
 
 def test_a_structure_that_is_no_file_of_one_is_named(tmp_path):
-  path = str(tmp_path / 'x.json')
-  assert_refused(
-    f'structure={path!r} does not exist', adapt, structure=path, kind=FileNotFoundError
-  )
-  assert_refused('is not a file; pass a', adapt, structure=tmp_path, kind=FileNotFoundError)
+  path = str(tmp_path / 'x.safetensors')
+  assert_refused('There is no file', adapt, structure=path, kind=FileNotFoundError)
+  assert_refused('There is no file', adapt, structure=tmp_path, kind=FileNotFoundError)
   pathlib.Path(path).write_text('null')
-  assert_refused(['x.json is damaged', 'genome_to_json'], adapt, structure=path)
+  assert_refused('x.safetensors is damaged', adapt, structure=path)
 
 
-def test_names_of_files_may_look_like_presets_and_patterns_like_files(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  expected = adapt(structure='bitfit')
-  content = json.dumps(glora_jax.genome_to_json(expected.spec, expected.genome))
-  (tmp_path / 'lora:2').mkdir()
-  for name in ('lora:2/x.json', 'UP.JSON'):
-    (tmp_path / name).write_text(content)
-    assert adapt(structure=name).genome.tolist() == expected.genome.tolist()
+def test_a_pattern_may_be_called_as_a_field_of_a_file():
   params = {'genome': jnp.ones((4, 4))}
   adapted = glora_jax.adapt_function(
     lambda params, x: x @ params['genome'], params, jnp.ones((1, 4)), structure={'genome': 'lora:2'}

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import numpy as np
 
 from glora_jax import mesh as meshes
-from glora_jax.checks import printable
+from glora_jax.checks import printable, shown
 from glora_jax.errors import UserError
-from glora_jax.files import read_json, reading, write_json
+from glora_jax.files import (
+  STAMP,
+  check_stamp,
+  damaged,
+  load_json,
+  read_json,
+  reading,
+  write_json,
+)
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.genomes import count_params, genome_from_json, genome_to_json
 from glora_jax.method.presets import genome_of
@@ -45,6 +54,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = 'structure'
 FILE = 'file'  # the name of a structure from a file
+_REMEDY = 'pass the genome.json of a run'
 READS_OF_TRANSFER = ('allocation.transfer', 'allocation.max_rank')
 
 
@@ -173,7 +183,7 @@ def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
     if name == TRANSFER:
       allocation = allocate_transfer(context)
       return allocation.genome, allocation
-    genome = genome_of(spec, name)
+    genome = genome_of(spec, _read_genome(name) if name.endswith(GENOME_ENDING) else name)
   except FileNotFoundError:
     if not os.path.exists(context.path(FOLDER, 'genome.json')):
       raise
@@ -187,6 +197,19 @@ def _resolve(context: Context) -> tuple[np.ndarray | None, Allocation | None]:
     ) from error
   _require_within_budget(context.settings, count_params(spec, genome))
   return genome, None
+
+
+def _read_genome(path: str) -> Any:
+  """The content of a genome's file, which a run or a user wrote; only a run's has a stamp."""
+  path = os.path.expanduser(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"structure='{printable(path)}' is not a file; {_REMEDY}.")
+  content = load_json(path, _REMEDY)
+  if isinstance(content, dict) and STAMP in content:
+    check_stamp(path, content.pop(STAMP), 'genome')
+  if not isinstance(content, dict | list):
+    raise damaged(path, f'it holds {shown(content)}', _REMEDY)
+  return content
 
 
 def _require_within_budget(settings: RunSettings, params: int) -> None:
