@@ -34,14 +34,14 @@ from benchmarks.machinery.measuring import make_parser, print_result
 
 KILLS, QUICK_KILLS = 20, 6
 QUICK_FIELDS = {
-  'training.epochs': 8,
-  'finetune.epochs': 4,
+  'training.epochs': 4,
+  'finetune.epochs': 2,
   'search.generations': 2,
   'search.population': 10,
   'search.mutations': 5,
   'search.crossovers': 5,
   'search.parents': 5,
-  'checkpoint_epochs': 4,
+  'checkpoint_epochs': 2,
 }
 TRIES, EARLIER = 5, 0.9  # a run that was faster than the clock is killed that much earlier
 LAST_WORDS = 600  # characters of the log of a run that failed
