@@ -34,7 +34,7 @@ from benchmarks.machinery.measuring import make_parser, print_result
 
 KILLS, QUICK_KILLS = 20, 6
 QUICK_FIELDS = {
-  'training.epochs': 4,
+  'training.epochs': 5,
   'finetune.epochs': 2,
   'search.generations': 2,
   'search.population': 10,
