@@ -1,6 +1,5 @@
 """A model with one structure: given by name, genome, choices or file; what it stores; its scale."""
 
-
 import flax.linen as nn
 import jax
 import pytest
