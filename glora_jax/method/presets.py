@@ -1,4 +1,4 @@
-"""Structures as users write them: a preset, choices by layer, a genome, or a file with one.
+"""Structures as users write them: a preset, choices by layer, a genome, or an adapter.
 
 A preset is called BASE[:RANK][@TARGET]: `lora`, `hira:2`, `lora:2@qkv`. Whether a layer is in
 attention or in an MLP, and in which block, is read from the names that code bases use:
@@ -9,7 +9,6 @@ attention or in an MLP, and in which block, is read from the names that code bas
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -362,11 +361,10 @@ def read_structure(structure: Structure | None) -> Any:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, or of another kind.
   """
-  if isinstance(structure, str) and structure.endswith('.safetensors'):
-    structure = pathlib.Path(structure)
-  if not isinstance(structure, os.PathLike):
-    return structure
-  return read_tensors(pathlib.Path(structure).expanduser(), 'adapter')[1]
+  is_file = isinstance(structure, str) and structure.endswith('.safetensors')
+  if is_file or isinstance(structure, os.PathLike):
+    return read_tensors(os.path.expanduser(structure), 'adapter')[1]
+  return structure
 
 
 def genome_of(spec: Spec, structure: Structure) -> np.ndarray:

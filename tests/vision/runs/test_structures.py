@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from comparing import assert_refused
 from tiny_runs import changed, context_of
 
 from glora_jax.files import read_json, read_tensors
@@ -200,6 +201,25 @@ def test_a_genome_file_is_of_any_ranks_and_is_kept_although_it_is_gone(
     found_by(run)
   os.remove(path)
   assert found_by(run).genome.tolist() == expected
+
+
+@pytest.mark.parametrize(
+  'content, named',
+  [
+    (None, "x.json' is not a file"),
+    ('[[0', 'x.json is damaged'),
+    ('null', 'it holds None'),
+    ('{"glora_jax": {"kind": "stage", "format": 1}}', 'is not a glora_jax genome file'),
+    ('{"glora_jax": {"kind": "genome", "format": 999}}', 'by a later version'),
+  ],
+)
+def test_a_file_without_a_genome_is_refused(config, tmp_path, content, named):
+  path = tmp_path / 'x.json'
+  if content is not None:
+    path.write_text(content)
+  kind = FileNotFoundError if content is None else ValueError
+  config = changed(config, structure=str(path))
+  assert_refused(named, context_of, config, tmp_path / 'run', kind=kind)
 
 
 def test_scores_of_the_backbone_in_the_package_fill_a_budget(config, tmp_path):

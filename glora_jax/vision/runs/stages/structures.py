@@ -206,7 +206,7 @@ def _read_genome(path: str) -> Any:
     raise FileNotFoundError(f"structure='{printable(path)}' is not a file; {_REMEDY}.")
   content = load_json(path, _REMEDY)
   if isinstance(content, dict) and STAMP in content:
-    check_stamp(path, content.pop(STAMP), 'genome')
+    check_stamp(path, content.pop(STAMP), 'genome', _REMEDY)
   if not isinstance(content, dict | list):
     raise damaged(path, f'it holds {shown(content)}', _REMEDY)
   return content
