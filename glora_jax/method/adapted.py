@@ -135,8 +135,8 @@ class Adapted:
     Args:
       structure: a preset's name ('lora:4'; see `glora_jax.preset`), a genome int [layer, 5],
         choices by layer (`{'qkv': 'lora:4', 'mlp': {'E': 'vector'}}`: for each regular expression a
-        preset, or a form for each tensor), or the path of an adapter, which ends in
-        `.safetensors` if it is a string. None makes it free again.
+        preset, or a form for each tensor), or the path of an adapter. None makes it
+        free again.
 
     Raises:
       FileNotFoundError: there is no such file.

@@ -355,16 +355,30 @@ def _numbers(path: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
 def read_structure(structure: Structure | None) -> Any:
   """The structure of an adapter whose path is given; any other structure unchanged.
 
-  A string is a path if it ends in `.safetensors`.
+  A string is a path if it has a suffix or a separator, unless it begins like a preset and there is
+  no such file.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: the file is damaged, or of another kind.
   """
-  is_file = isinstance(structure, str) and structure.endswith('.safetensors')
-  if is_file or isinstance(structure, os.PathLike):
-    return read_tensors(os.path.expanduser(structure), 'adapter')[1]
-  return structure
+  if isinstance(structure, str):
+    is_path = os.path.basename(structure) != structure or os.path.splitext(structure)[1]
+    if not is_path or (begins_as_preset(structure) and not os.path.exists(structure)):
+      return structure
+  elif not isinstance(structure, os.PathLike):
+    return structure
+  path = os.path.expanduser(os.fspath(structure))
+  if not os.path.isfile(path):
+    wrong = 'is not a file' if os.path.exists(path) else 'does not exist'
+    raise FileNotFoundError(
+      f"structure='{printable(path)}' {wrong}; pass an adapter, or the name of a preset."
+    )
+  if path.lower().endswith('.json'):
+    raise ValueError(
+      f"structure='{printable(path)}' is not an adapter; pass what json.load reads from it."
+    )
+  return read_tensors(path, 'adapter')[1]
 
 
 def genome_of(spec: Spec, structure: Structure) -> np.ndarray:

@@ -1,5 +1,7 @@
 """A model with one structure: given by name, genome, choices or file; what it stores; its scale."""
 
+import json
+
 import flax.linen as nn
 import jax
 import pytest
@@ -17,6 +19,7 @@ from trees import normal, randomized
 
 import glora_jax
 from glora_jax import SearchSpace
+from glora_jax.files import write_json
 
 X = normal(5, 4)
 
@@ -70,12 +73,14 @@ def test_a_structure_is_the_same_by_name_genome_choices_and_file(tmp_path):
   adapted = glora_jax.adapt(Mlp(), X, structure='scale_shift_lora:2')
   described = glora_jax.genome_to_json(adapted.spec, adapted.genome)
   adapter = tmp_path / 'adapter.safetensors'
+  write_json(tmp_path / 'genome.json', described, 'genome')
   glora_jax.save_adapter(adapter, adapted, adapted.init(jax.random.key(0), PARAMS))
   forms = {'A': 'vector', 'B': 'lora:2', 'E': 'vector'}
   for structure in (
     adapter,
     str(adapter),
     {**described, 'tied': 5, 'scale': 'x'},  # what it says besides is not trusted
+    json.loads((tmp_path / 'genome.json').read_text()),
     {'fc': forms},
     {'fc': 'scale_shift_lora:2'},
   ):

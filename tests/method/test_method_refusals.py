@@ -171,13 +171,25 @@ def test_what_cannot_be_is_refused_by_name(call, named):
 
 def test_a_structure_that_is_no_file_of_one_is_named(tmp_path):
   path = str(tmp_path / 'x.safetensors')
-  assert_refused('There is no file', adapt, structure=path, kind=FileNotFoundError)
-  assert_refused('There is no file', adapt, structure=tmp_path, kind=FileNotFoundError)
+  assert_refused(
+    f'structure={path!r} does not exist', adapt, structure=path, kind=FileNotFoundError
+  )
+  assert_refused('is not a file; pass an', adapt, structure=tmp_path, kind=FileNotFoundError)
   pathlib.Path(path).write_text('null')
   assert_refused('x.safetensors is damaged', adapt, structure=path)
+  (tmp_path / 'UP.JSON').write_text('null')
+  assert_refused(
+    ['UP.JSON', 'not an adapter', 'json.load'], adapt, structure=str(tmp_path / 'UP.JSON')
+  )
 
 
-def test_a_pattern_may_be_called_as_a_field_of_a_file():
+def test_names_of_files_may_look_like_presets_and_patterns_like_files(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  expected = adapt(structure='bitfit')
+  (tmp_path / 'lora:2').mkdir()
+  for name in ('lora:2/x.safetensors', 'UP.SAFETENSORS'):
+    glora_jax.save_adapter(name, expected, expected.init(KEY, PARAMS))
+    assert adapt(structure=name).genome.tolist() == expected.genome.tolist()
   params = {'genome': jnp.ones((4, 4))}
   adapted = glora_jax.adapt_function(
     lambda params, x: x @ params['genome'], params, jnp.ones((1, 4)), structure={'genome': 'lora:2'}
