@@ -78,6 +78,7 @@ def moved(module, size=0.2):
 
 def language_model(kind, **fields):
   """A decoder of transformers in the sizes of `DECODER`, but for these fields."""
+  torch.manual_seed(0)  # with this one every expert gets a token
   config = getattr(transformers, f'{kind}Config')(**DECODER | fields)
   return moved(getattr(transformers, f'{kind.removesuffix("Text")}ForCausalLM')(config))
 
