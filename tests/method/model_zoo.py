@@ -8,6 +8,7 @@ these models.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -145,10 +146,7 @@ class Chain(nn.Module):
     return nn.Dense(CLASSES, name='head')(x)
 
 
-JitBlock = nn.jit(Block)  # at class level, as people do: its traces outlive one model
-
-
-JitDense = nn.jit(nn.Dense)
+JitDense = nn.jit(nn.Dense)  # at class level, as people do: its traces outlive one model
 
 
 class LiftedLayers(nn.Module):
@@ -214,52 +212,6 @@ class Nested(nn.Module):
   def __call__(self, x):
     scan = lifted(nn.scan, Branches, axis=-1, length=2)
     return scan(name='steps')(x, None)[0]
-
-
-class RematScanned(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.remat_scan(Block, lengths=(2, 4))(name='blocks')(x)
-
-
-class FunctionScan(nn.Module):
-  """Lifts functions, not classes; the last kernel has 16 bits."""
-
-  @nn.compact
-  def __call__(self, x):
-    def step(module, carry):
-      return (module(carry), None)
-
-    body = Block(name='block')
-    x, _ = lifted(nn.scan, step, length=2)(body, x)
-    last = nn.Dense(WIDTH, dtype=jnp.float32, param_dtype=jnp.bfloat16, name='last')
-    return nn.remat(lambda module, y: module(y))(last, x)
-
-
-class Recurrent(nn.Module):
-  """Layers that a scan applies to each step with the same parameters."""
-
-  @nn.compact
-  def __call__(self, x):
-    return nn.RNN(nn.SimpleCell(WIDTH), name='rnn')(x)
-
-
-class Branching(nn.Module):
-  """One of two layers by `nn.cond`, then the other."""
-
-  def setup(self):
-    self.right, self.left = nn.Dense(WIDTH), nn.Dense(WIDTH)
-
-  def __call__(self, x, first):
-    if self.is_initializing():
-      return self.right(self.left(x))
-
-    def choose(first, x):
-      return nn.cond(
-        first, lambda model, x: model.left(x), lambda model, x: model.right(x), self, x
-      )
-
-    return choose(~first, choose(first, x))
 
 
 class ManyAxes(nn.Module):
@@ -337,20 +289,53 @@ class Conditioned(nn.Module):
 
 
 class ReadingStep(nn.Module):
-  """Decodes with the transposed kernel of the encoder, of which it asks the shape, too."""
+  """Decodes with the transposed kernel of the encoder, of which it asks the shape and the rows."""
 
   @nn.compact
   def __call__(self, x, _):
     encoder = nn.Dense(HIDDEN, name='encoder')
     hidden = nn.silu(encoder(x))
     kernel = encoder.variables['params']['kernel']
-    return x + hidden @ kernel.reshape(kernel.shape).T, None
+    return x + hidden @ jnp.stack([*kernel]).reshape(kernel.shape).T, None
 
 
 class Reading(nn.Module):
   @nn.compact
   def __call__(self, x):
     return lifted(nn.scan, ReadingStep, length=2)(name='steps')(x, None)[0]
+
+
+class Normalized(nn.Module):
+  """A layer whose kernel a module of Flax's normalizes, by its path, and a plain one."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(WIDTH, name='second')(nn.silu(nn.WeightNorm(nn.Dense(4, name='first'))(x)))
+
+
+class Mapped(nn.Module):
+  """A layer whose parameters are changed before it is called."""
+
+  @nn.compact
+  def __call__(self, x):
+    changed = functools.partial(jax.tree.map, jnp.tril)
+    layer = nn.map_variables(nn.Dense, 'params', changed, init=self.is_initializing())
+    return layer(WIDTH, use_bias=False, name='lower')(x)
+
+
+class OwnDense(nn.Module):
+  """A layer with a product of its own, as MaxText's are."""
+
+  @nn.compact
+  def __call__(self, x, _):
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (WIDTH, WIDTH))
+    return nn.silu(x @ kernel.astype(x.dtype)), None
+
+
+class Own(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return lifted(nn.scan, OwnDense, axis=1, length=LENGTH)(name='layers')(x, None)[0]
 
 
 class GainDense(nn.Dense):
@@ -402,7 +387,6 @@ EXAMPLES = {
     },
   ),
   'resnet': Example(ResNet(), ('neck',), (normal(2, 6, 6, 3),), kwargs={'train': False}),
-  'class_level_jit': Example(Chain(JitBlock), block_rows('block_0', 'block_1')),
   'lifted_layers': Example(
     LiftedLayers(),
     ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]'),
@@ -419,10 +403,6 @@ EXAMPLES = {
       'steps/branches': Kernel('sioS', bias_axes='soS'),
     },
   ),
-  'remat_scan': Example(RematScanned(), block_rows('blocks', stack=(2, 4))),
-  'function_scan': Example(FunctionScan(), (*block_rows('block', stack=(2,)), 'last')),
-  'recurrent': Example(Recurrent(), ('SimpleCell_0/i', 'SimpleCell_0/h'), (normal(2, 4, WIDTH),)),
-  'cond': Example(Branching(), ('left', 'right'), (normal(2, WIDTH), jnp.array(False))),
   'dense_general': Example(
     ManyAxes(),
     ('pairs', 'triple', 'grouped[0]', 'grouped[1]', *GROUPS),
@@ -452,6 +432,11 @@ EXAMPLES = {
     kwargs={'mask': MASK, 'context': CONTEXT, 'strength': 0.5},
   ),
   'kernel_read_from_variables': Example(Reading(), ('steps/encoder[0]', 'steps/encoder[1]')),
+  'normalized': Example(Normalized(), ('second',), uncovered=('first/kernel',)),
+  'mapped': Example(Mapped(), ('lower',)),
+  'own_product': Example(
+    Own(), tuple(f'layers[{i}]' for i in range(LENGTH)), axes={'layers': Kernel('iSo')}
+  ),
   'customized_layers': Example(
     Customized(), ('own_product', 'subclass', 'by_keyword', 'own_arguments', 'by_position')
   ),

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import model_zoo
@@ -13,6 +14,7 @@ from zoo_cases import SPACE, Case
 
 from glora_jax import SearchSpace
 from glora_jax.method.adapt import adapt
+from glora_jax.method.modules import discover
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
 
 pytestmark = pytest.mark.accelerator
@@ -60,7 +62,8 @@ def test_a_model_is_found_whole_starts_as_itself_folds_by_the_equation_and_has_g
   assert tuple(layer.name for layer in case.adapted.spec) == case.example.rows
   assert found(case.adapted) == expected(case.kernels)
   matrices = case.adapted.coverage().uncovered
-  assert not [matrix for matrix in matrices if not matrix.reason.startswith(CHOSEN + ORDINARY)]
+  others = [matrix for matrix in matrices if not matrix.reason.startswith(CHOSEN + ORDINARY)]
+  assert tuple(matrix.name for matrix in others) == case.example.uncovered
   case.check_results()
 
 
@@ -69,6 +72,12 @@ def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
   case = session(name)
   for structure in (THIN, 'lora'):
     assert_folds(case.adapted, case.variables, *case.example.inputs, structure=structure)
+
+
+def test_no_array_of_the_trace_outlives_it():
+  inputs = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+  with jax.checking_leaks():
+    assert len(discover(nn.Dense(3), (inputs,), {})[1].sites) == 1
 
 
 @pytest.mark.parametrize('axis', [0, 1, -1])
@@ -87,10 +96,10 @@ def test_a_scanned_and_an_unscanned_model_start_from_equal_supports(axis):
 
 
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
-  model, x = model_zoo.Chain(model_zoo.JitBlock, 1), model_zoo.normal(2, model_zoo.WIDTH)
+  model, x = model_zoo.LiftedLayers(), model_zoo.normal(2, model_zoo.WIDTH)
   params = model_zoo.Example(model, ()).variables()['params']
   adapts = [adapt(model, x, space=SearchSpace(ranks=ranks)) for ranks in ((2, 4), (1, 4))]
-  genome = np.array([[3, 3, 2, 2, 2]] * 2)  # LoRA of the first rank, which is not the same in both
+  genome = np.array([[3, 3, 2, 2, 2]] * 4)  # LoRA of the first rank, which is not the same in both
   variables = random_variables(adapts[0], params)
   results = [assert_folds(each, variables, x, structure=genome) for each in (*adapts, *adapts)]
   assert np.abs(results[0] - results[1]).max() > 1e-3 * np.abs(results[0]).max()
@@ -103,10 +112,6 @@ RUNS = {
     'rngs': {'dropout': 5},
     'mutable': ['intermediates'],
     'capture_intermediates': True,
-  },
-  'class_level_jit': {
-    'capture_intermediates': lambda module, method: method == '__call__',
-    'mutable': 'intermediates',
   },
   'called_twice': {'mutable': True, 'capture_intermediates': True},
 }

@@ -75,7 +75,7 @@ def of_nnx(structure):
   'make, names',
   [
     (of_linen, ('scanned_vit', 'lora:2')),
-    (of_linen, ('recurrent', 'full')),  # full merges a LoRA of A
+    (of_function, ('control_flow', 'full')),  # full merges a LoRA of A
     (of_linen, ('dense_general', 'full')),
     (of_function, ('experts_by_einsum', 'dora:2')),
     (of_function, ('dataclasses_called_one_example_at_a_time', 'full')),
