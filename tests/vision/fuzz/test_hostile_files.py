@@ -2,16 +2,15 @@
 
 import functools
 
-import flax
 import flax.linen as nn
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax_vit import FlaxViT
 from hypothesis import given
 from judging import REFUSED, cases, judged, new_place, same
+from places import FIXTURES
 from spoiling import spoilt_copy
 from trees import randomized
 
@@ -48,9 +47,7 @@ def vit():
 
 def checkpoints():
   """The tensors of a big_vision file by name, and our ViT in every format that is written."""
-  images = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
-  params = randomized(jax.eval_shape(FlaxViT().init, jax.random.key(0), images)['params'])
-  tensors = flax.traverse_util.flatten_dict(params, sep='/')
+  tensors = dict(np.load(FIXTURES / 'big_vision.npz'))
   return [tensors, *([*vit(), METADATA, name] for name in (OURS, *WRITTEN))]
 
 

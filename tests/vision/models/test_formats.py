@@ -6,7 +6,6 @@ transformers gave (`tests/peers/make_fixtures.py`).
 
 import hypothesis
 import hypothesis.strategies as st
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,13 +13,12 @@ from checkpoints import (
   FAMILIES,
   assert_equal_files,
   assert_equal_params,
-  flat,
   logits_of,
   params_of,
 )
 from comparing import assert_refused
-from flax_vit import FlaxViT
 from numpy.testing import assert_allclose, assert_array_equal
+from places import FIXTURES
 from trees import normal
 
 from glora_jax.vision.models import weights
@@ -52,52 +50,48 @@ def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(folder, t
   assert_equal_params(same, params)
 
 
-LAYOUTS = {
-  'in21k': {'classic': True, 'pre_logits': True},
-  'headless': {'classic': True, 'head': False},
-  'big_vision': {},
-  'big_vision_gap': {'cls': False},
-  'scanned': {'scanned': True},
-  'sincos': {'sincos': True, 'cls': False},
-  'bfloat16': {},
-}
+FLAX = {path.stem: path for path in FIXTURES.glob('*.npz')}
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_npz_files_give_the_logits_of_their_code(layout, tmp_path):
-  module = FlaxViT(**LAYOUTS[layout])
-  dtype = jnp.bfloat16 if layout == 'bfloat16' else np.float32
-  wrote = jax.tree.map(lambda value: value.astype(dtype), params_of(module, 24))
-  np.savez(tmp_path / 'in.npz', **flat(wrote))
-  size = {'image_size': 24} if layout == 'sincos' else {}  # which it must be told
-  model, params, metadata = weights.load(tmp_path / 'in.npz', **size)
+def flax_file(name):
+  """(images, logits, tensors by name) of a file of parameters with its model's answer."""
+  tensors = dict(np.load(FLAX[name]))
+  return tensors.pop('images'), tensors.pop('logits'), tensors
+
+
+@pytest.mark.parametrize('name', FLAX)
+def test_npz_files_give_the_logits_of_their_code(name):
+  size = {'image_size': 24} if name == 'sincos' else {}  # which it must be told
+  model, params, metadata = weights.load(FLAX[name], **size)
   assert (model.num_heads, model.width, model.depth) == (3, 12, 2)
   assert (model.patch_size, model.mlp_dim, metadata['image_size']) == (8, 20, 24)
-  logits = jax.jit(module.apply)({'params': wrote}, IMAGES)
-  assert_allclose(logits_of(model, params, IMAGES), logits, atol=1e-5)
+  images, logits, _ = flax_file(name)
+  assert_allclose(logits_of(model, params, images), logits, atol=1e-5)
 
 
-@pytest.fixture(scope='module')
-def big_vision():
-  """(tensors of a big_vision model by name, its logits)."""
-  params = params_of(FlaxViT(), 24)
-  return flat(params), jax.jit(FlaxViT().apply)({'params': params}, IMAGES)
+def test_npz_files_of_16_bits_become_those_of_32_bits(tmp_path):
+  tensors = flax_file('big_vision')[2]
+  half = {name: value.astype(jnp.bfloat16) for name, value in tensors.items()}
+  np.savez(tmp_path / 'half.npz', **half)
+  rounded = {name: value.astype(np.float32) for name, value in half.items()}
+  np.savez(tmp_path / 'rounded.npz', **rounded)
+  found, expected = (weights.load(tmp_path / f'{name}.npz').params for name in ('half', 'rounded'))
+  assert_equal_params(found, expected)
 
 
-@pytest.mark.parametrize('prefix', ['params/', 'opt/target/'])
-def test_parameters_are_found_in_the_middle_of_a_training_state(big_vision, prefix, tmp_path):
-  tensors, logits = big_vision
-  state = {f'opt/0/1/{name}': np.zeros_like(value) for name, value in tensors.items()}
-  state |= {'opt/0/count': np.int32(3)}
-  state |= {prefix + name: value for name, value in tensors.items()}  # moments first
+def test_parameters_are_found_in_the_middle_of_a_training_state(tmp_path):
+  images, logits, tensors = flax_file('big_vision')
+  state = {'opt/0/count': np.int32(3)}
+  for name, value in tensors.items():
+    name = name.removeprefix('params/')
+    state |= {f'opt/0/1/{name}': np.zeros_like(value), f'opt/target/{name}': value}  # moments first
   np.savez(tmp_path / 'state.npz', **state)
   model, loaded, _ = weights.load(tmp_path / 'state.npz')
-  assert_allclose(logits_of(model, loaded, IMAGES), logits, atol=1e-5)
+  assert_allclose(logits_of(model, loaded, images), logits, atol=1e-5)
 
 
-def test_a_run_starts_with_a_format_that_is_only_read_and_ours_is_written(big_vision, tmp_path):
-  np.savez(tmp_path / 'base.npz', **big_vision[0])
-  model, params, metadata = load_backbone(ModelSettings(), str(tmp_path / 'base.npz'), 7)
+def test_a_run_starts_with_a_format_that_is_only_read_and_ours_is_written(tmp_path):
+  model, params, metadata = load_backbone(ModelSettings(), str(FLAX['big_vision']), 7)
   assert (model.num_classes, params['head']['bias'].shape) == (7, (7,))
   weights.save(tmp_path / 'out', model, params, metadata, metadata['source'])
   _, again, metadata = weights.load(tmp_path / 'out')
@@ -105,20 +99,23 @@ def test_a_run_starts_with_a_format_that_is_only_read_and_ours_is_written(big_vi
   assert_equal_params(again, params)
 
 
-def test_a_file_of_two_towers_is_refused(big_vision, tmp_path):
-  names = [f'params/{tower}/{name}' for tower in ('img', 'txt') for name in big_vision[0]]
+def test_a_file_of_two_towers_is_refused(tmp_path):
+  names = [
+    name.replace('params/', f'params/{tower}/')
+    for tower in ('img', 'txt')
+    for name in flax_file('big_vision')[2]
+  ]
   np.savez(tmp_path / 'lit.npz', **dict.fromkeys(names, np.zeros(2)))
   assert_refused('params/img/, params/txt/', weights.load, tmp_path / 'lit.npz')
 
 
 @pytest.mark.parametrize('image_size', [(16, 24), (40, 24)])
 def test_computed_positions_are_computed_again_and_those_of_an_oblong_are_part_of_a_square(
-  image_size, tmp_path
+  image_size,
 ):
-  np.savez(tmp_path / 'sincos.npz', **flat(params_of(FlaxViT(sincos=True, cls=False), 24)))
-  checkpoint = weights.load(tmp_path / 'sincos.npz', image_size=24)
+  checkpoint = weights.load(FLAX['sincos'], image_size=24)
   _, square, _ = weights.refit(*checkpoint, image_size=40)
-  assert_equal_params(square, weights.load(tmp_path / 'sincos.npz', image_size=40).params)
+  assert_equal_params(square, weights.load(FLAX['sincos'], image_size=40).params)
   _, params, _ = weights.refit(*checkpoint, image_size=image_size)
   rows, columns = image_size[0] // 8, image_size[1] // 8
   expected = square['pos_embed'].reshape(5, 5, 12)[:rows, :columns].reshape(1, -1, 12)
