@@ -20,15 +20,8 @@ from places import ROOT
 
 from glora_jax.errors import MissingPackageError
 
-# What pytest would import to look for examples: child processes' programs, helpers that need peers.
-collect_ignore = [
-  'tests/programs',
-  'tests/vision/programs',
-  'tests/peers/families.py',
-  'tests/peers/make_fixtures.py',
-  'tests/peers/random_adapters.py',
-  'tests/peers/torch_zoo.py',
-]
+# What pytest would import to look for examples: child processes' programs.
+collect_ignore = ['tests/programs', 'tests/vision/programs']
 
 MISSING = ''  # what the application needs and is not installed
 try:

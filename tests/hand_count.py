@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 
@@ -267,6 +268,12 @@ def registry() -> tuple[dict[str, Callable[[], Any]], Callable[..., Any]]:
     return function
 
   return examples, example
+
+
+def quick_first(names: Iterable[str], *quick: str) -> Any:
+  """A test's parameter `name`: `.ci/full` has those that are not quick."""
+  marked = [pytest.param(name, marks=[pytest.mark.full] * (name not in quick)) for name in names]
+  return pytest.mark.parametrize('name', marked)
 
 
 def attend(q, k, v, causal=True):

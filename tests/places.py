@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 
 import jax
@@ -30,6 +31,12 @@ def environment(devices):
     'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
+
+
+def code_of(page, language='python'):
+  """The blocks of code of a page of the project."""
+  text = (ROOT / page).read_text()
+  return re.findall(rf'(?ms)^```{re.escape(language)}\n(.*?)^```', text)
 
 
 def get_config(name, *arguments):

@@ -12,7 +12,7 @@ import time
 
 import jax.numpy as jnp
 import pytest
-from places import ROOT, environment
+from places import ROOT, code_of, environment
 
 import glora_jax
 
@@ -24,9 +24,8 @@ PAGES = [page for page in PAGES if not any(part in str(page) for part in BUILT)]
 
 def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  text, names = README.read_text(), {}
-  [example, training] = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  [table, results] = re.findall(r'```text\n(.*?)```', text, re.DOTALL)
+  names = {}
+  [example, training], [table, results] = code_of('README.md'), code_of('README.md', 'text')
   exec(example, names)
   assert capsys.readouterr().out == table
   exec(training, names)
@@ -42,8 +41,7 @@ def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_program_that_resumes_ends_with_the_adapter_file_of_an_uninterrupted_training(tmp_path):
-  page = (ROOT / 'docs' / 'howto' / 'save.md').read_text()
-  [program] = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  [program] = code_of('docs/howto/save.md')
 
   def start(name, program=program):
     (tmp_path / name).mkdir(exist_ok=True)

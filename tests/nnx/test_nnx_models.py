@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from comparing import assert_close, vector
 from flax import nnx
-from hand_count import randomized_model
+from hand_count import quick_first, randomized_model
 from live_models import call, randomize
 from zoo_cases import SPACE, Case, Results, case_of
 
@@ -26,17 +26,6 @@ QUICK_ALIVE = (
   'scattered_parameters',
   'odd_names',
 )
-
-
-def quick_models(*quick):
-  """The others take longer."""
-  return pytest.mark.parametrize(
-    'name',
-    [
-      pytest.param(name, marks=[pytest.mark.full] * (name not in quick))
-      for name in nnx_zoo.EXAMPLES
-    ],
-  )
 
 
 @nnx.jit
@@ -69,7 +58,7 @@ def test_layers_and_matrices_are_those_that_a_reader_counts(name):
   case(name).check_layers()
 
 
-@quick_models(*QUICK)
+@quick_first(nnx_zoo.EXAMPLES, *QUICK)
 def test_as_a_function_it_starts_as_the_model_folds_by_the_equation_and_has_gradients(name):
   case(name).check_results()
 
@@ -93,7 +82,7 @@ class LiveCase(Case):
     return [Results(outputs, gradients, folded)]
 
 
-@quick_models(*QUICK, *QUICK_ALIVE)
+@quick_first(nnx_zoo.EXAMPLES, *QUICK, *QUICK_ALIVE)
 def test_a_live_model_computes_the_equation_folds_and_has_gradients(name):
   alive, (example, model) = LiveCase(name), base(name)
   alive.check_identity()

@@ -1,7 +1,5 @@
 """An attached model in google-tunix's own trainers; they need google-tunix with all it needs."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 from flax import nnx
 from hand_count import randomized_model
 from numpy.testing import assert_allclose
-from places import ROOT
+from places import code_of
 
 import glora_jax
 from tests.peers.code_bases import inputs_of
@@ -145,7 +143,6 @@ def test_the_pages_lines_run_and_what_they_make_says_the_same(tmp_path, monkeypa
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'base').mkdir()
   (tmp_path / 'base' / 'config.json').write_text('{}')
-  page = (ROOT / 'docs' / 'howto' / 'tunix.md').read_text()
 
   def sampler_of(model):
     cache = sampling.CacheConfig(cache_size=32, num_layers=2, num_kv_heads=1, head_dim=8)
@@ -160,7 +157,7 @@ def test_the_pages_lines_run_and_what_they_make_says_the_same(tmp_path, monkeypa
   names = {'nnx': nnx, 'sampler': sampler_of(other), 'folder': str(tmp_path / 'checkpoints')}
   names |= {'llama': plain(), 'inputs': inputs_of(TOKENS[0]), 'to_inputs': to_inputs}
   names |= {'batches': BATCHES, 'checkpoint': str(tmp_path / 'base')}
-  for code in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
+  for code in code_of('docs/howto/tunix.md'):
     exec(code, names)
   assert say(names['sampler']) == say(sampler_of(names['plain'])) != say(sampler_of(plain()))
   base, first = (one(*names['inputs'])[0] for one in (plain(), names['model']))

@@ -12,13 +12,10 @@ import random
 import jax
 import numpy as np
 import pytest
-from photographs import parts
-from PIL import Image
-
-pytest.importorskip('timm', reason='needs the peers extra')
-
 import torch
 import torchvision
+from photographs import parts
+from PIL import Image
 from timm.data import auto_augment
 
 from glora_jax.vision.data import augment, rand_augment

@@ -5,17 +5,12 @@ import re
 
 import jax
 import numpy as np
-import pytest
-from comparing import assert_close, trained_variables
-from places import ROOT
-
-pytest.importorskip('peft', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('torchax', reason='needs the peers extra')
-
 import peft
+import pytest
 import torch
 import transformers
+from comparing import assert_close, trained_variables
+from places import ROOT, code_of
 
 import glora_jax
 from glora_jax.method.dropout import Dropout
@@ -47,7 +42,7 @@ def test_the_example_prints_the_same_numbers_for_both(tmp_path, monkeypatch, cap
   monkeypatch.chdir(tmp_path)
   torch.manual_seed(0)
   names = {}
-  for lines in re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL):
+  for lines in code_of('docs/howto/coming_from_peft.md'):
     exec(lines, names)
   losses = np.array([names['losses'], names['losses_of_peft']])
   np.testing.assert_allclose(*losses, atol=1e-5)

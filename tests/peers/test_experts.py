@@ -3,13 +3,9 @@
 import functools
 
 import numpy as np
-import pytest
-
-pytest.importorskip('peft', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('torchax', reason='needs the peers extra')
-
 import peft
+import pytest
+from hand_count import quick_first
 
 import glora_jax
 from tests.peers import torch_zoo
@@ -33,14 +29,7 @@ def test_ranks_of_experts_go_to_peft_and_come_back(up, tmp_path):
   assert case.check_out(tmp_path, genome) == 'lora'
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    'mixtral',
-    pytest.param('qwen3_moe', marks=pytest.mark.full),
-    pytest.param('gpt_oss', marks=pytest.mark.full),
-  ],
-)
+@quick_first(['mixtral', 'qwen3_moe', 'gpt_oss'], 'mixtral')
 def test_an_adapter_of_peft_for_experts_and_router_is_read(name, tmp_path):
   router = 'router' if name == 'gpt_oss' else 'gate'
   config = peft.LoraConfig(

@@ -4,14 +4,9 @@ import copy
 
 import numpy as np
 import pytest
-from comparing import assert_refused
-
-pytest.importorskip('torchax', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('transformers', reason='needs the peers extra')
-
 import torch
 import transformers
+from comparing import assert_refused
 
 import glora_jax
 import glora_jax.torch

@@ -11,8 +11,6 @@ import safetensors.numpy
 from places import FIXTURES, program
 from served import serving
 
-pytest.importorskip('huggingface_hub', reason='needs the hub extra')
-
 FIRST, SECOND = '1' * 40, '2' * 40
 FILES = ('model.safetensors', 'config.json')
 CONTENTS = {name: (FIXTURES / 'hf_vit' / name).read_bytes() for name in FILES}

@@ -2,9 +2,6 @@
 
 import pytest
 
-pytest.importorskip('torchax', reason='needs the peers extra')
-pytest.importorskip('transformers', reason='needs the peers extra')
-
 from benchmarks.study.language import STUDY
 from benchmarks.study.study import read_results, run
 

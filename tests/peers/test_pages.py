@@ -1,21 +1,13 @@
 """The code of the documentation's pages runs; `.ci/full` builds the pages with what it prints."""
 
-import re
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
-from places import ROOT, environment
+from places import ROOT, code_of, environment
 
-pytest.importorskip('qwix', reason='needs the peers extra')
-pytest.importorskip('equinox', reason='needs the peers extra')
-if find_spec('keras') is None:
-  pytest.skip('needs the peers extra', allow_module_level=True)
-
-CELLS = re.compile(r'^```\{code-cell\}\n(.*?)^```', re.DOTALL | re.MULTILINE)
 CODE = {
-  str(path.relative_to(ROOT)): '\n'.join(CELLS.findall(path.read_text()))
+  str(path.relative_to(ROOT)): '\n'.join(code_of(path, '{code-cell}'))
   for path in sorted((ROOT / 'docs').rglob('*.md'))
 }
 

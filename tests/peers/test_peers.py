@@ -1,7 +1,4 @@
-"""Against timm and transformers themselves.
-
-Skipped where the `peers` extra is not installed (`.ci/run` installs it).
-"""
+"""Against timm and transformers themselves."""
 
 import json
 
@@ -9,19 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_refused
-from numpy.testing import assert_allclose, assert_array_equal
-from trees import normal, randomized
-
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('transformers', reason='needs the peers extra')
-
 import timm
 import torch
 import transformers
+from comparing import assert_refused
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
+from trees import normal, randomized
 
 from glora_jax import convert, predict
 from glora_jax.vision.data import image, normalization

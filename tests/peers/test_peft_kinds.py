@@ -4,15 +4,11 @@ import functools
 
 import hypothesis
 import numpy as np
-import pytest
-from hypothesis import strategies as st
-
-pytest.importorskip('peft', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('torchax', reason='needs the peers extra')
-
 import peft
+import pytest
 import torch
+from hand_count import quick_first
+from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -107,14 +103,8 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=[] if name == 'mixtral' else pytest.mark.full)
-    for name in torch_zoo.EXAMPLES
-    if name != 'torchvision_vit'  # whose attention calls no module
-  ],
-)
+# The attention of torchvision's calls no module.
+@quick_first(sorted({*torch_zoo.EXAMPLES} - {'torchvision_vit'}), 'mixtral')
 def test_modules_of_the_zoo_go_out_and_come_back(name, tmp_path):
   example = torch_zoo.EXAMPLES[name]()
   parts = dict(example.module.named_modules())

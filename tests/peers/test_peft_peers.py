@@ -1,16 +1,9 @@
-"""Adapters by HF PEFT itself, on the models of transformers and timm.
-
-Skipped where the `peers` extra is not installed (`.ci/run` installs it).
-"""
+"""Adapters by HF PEFT itself, on the models of transformers and timm."""
 
 import numpy as np
+import peft
 import pytest
 from comparing import assert_close, mixed_loras, trained_variables
-
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('peft', reason='needs the peers extra')
-
-import peft
 
 import glora_jax
 from glora_jax.vision.models import weights

@@ -2,14 +2,9 @@
 
 import copy
 
+import peft
 import pytest
 from comparing import assert_close, assert_refused
-
-pytest.importorskip('peft', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('torchax', reason='needs the peers extra')
-
-import peft
 
 import glora_jax
 from glora_jax.peft import load_peft

@@ -1,7 +1,4 @@
-"""Bases quantized by qwix itself.
-
-Skipped where the `peers` extra is not installed (`.ci/run` installs it).
-"""
+"""Bases quantized by qwix itself."""
 
 import functools
 import re
@@ -11,15 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwix
 from comparing import assert_refused, assert_trees_close, trained_variables
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
-from places import ROOT
+from places import code_of
 from trees import normal, randomized
-
-pytest.importorskip('qwix', reason='needs the peers extra')
-
-import qwix
 
 import glora_jax
 from glora_jax.method.quantized import dequantize, has_quantized, is_quantized, requantize
@@ -133,8 +127,7 @@ def test_a_quantized_base_stays_quantized_starts_as_qwix_runs_it_is_checked_and_
 def test_fold_is_full_precision_and_requantized_as_it_was(ready, caplog):
   """By the lines of the page."""
   _, params, adapted, _ = ready
-  page = (ROOT / 'docs' / 'concepts' / 'equation.md').read_text()
-  [block] = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  [block] = code_of('docs/concepts/equation.md')
   names = {'glora_jax': glora_jax, 'jax': jax, 'model': Model(), 'images': X}
   names |= {'quantized_params': params, 'genome': glora_jax.preset(adapted.spec, 'full')}
   with caplog.at_level('INFO', 'glora_jax'):

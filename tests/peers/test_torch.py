@@ -11,18 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import assert_close, assert_refused, assert_trees_equal, trained_variables, vector
-from joining import run_on_eight
-from zoo_cases import SPACE, Case
-
-pytest.importorskip('torchax', reason='needs the peers extra')
-pytest.importorskip('timm', reason='needs the peers extra')
-pytest.importorskip('transformers', reason='needs the peers extra')
-
+import qwix
 import torch
 import torch.utils.checkpoint
 import torchax
 import transformers
+from comparing import assert_close, assert_refused, assert_trees_equal, trained_variables, vector
+from hand_count import quick_first
+from joining import run_on_eight
+from zoo_cases import SPACE, Case
 
 import glora_jax
 import glora_jax.torch
@@ -31,16 +28,8 @@ from tests.peers.torch_zoo import TOKENS, as_numpy, language_model, outputs_of
 
 # The zoo.
 
-FAST = ('llama', 'mixtral', 'timm_vit', 'timm_efficientnet')
 
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=[] if name in FAST else pytest.mark.full)
-    for name in torch_zoo.EXAMPLES
-  ],
-)
+@quick_first(torch_zoo.EXAMPLES, 'llama', 'mixtral', 'timm_vit', 'timm_efficientnet')
 def test_a_module_of_the_zoo_is_found_whole_and_folds_back_into_pytorch(name):
   example = torch_zoo.EXAMPLES[name]()
   adapted, params = glora_jax.torch.adapt(
@@ -560,7 +549,6 @@ def test_a_module_is_allocated_scored_served_and_saved(tmp_path):
 
 
 def test_a_quantized_base_is_run_and_folded():
-  qwix = pytest.importorskip('qwix')
   module, x = torch.nn.Linear(64, 32).eval(), torch.ones(2, 64)
   adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', heads=None)
   variables = trained_variables(adapted, params)

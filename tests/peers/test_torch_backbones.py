@@ -9,24 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import timm
+import torch
+import transformers
+from timm.models import _hub
+from tiny_runs import make_config, without_seconds
+from trees import randomized
 
-timm = pytest.importorskip('timm', reason='needs the peers extra')
-transformers = pytest.importorskip('transformers', reason='needs the peers extra')
-torch = pytest.importorskip('torch', reason='needs the peers extra')
-pytest.importorskip('torchax', reason='needs the peers extra')
-
-from timm.models import _hub  # noqa: E402
-from tiny_runs import make_config, without_seconds  # noqa: E402
-from trees import randomized  # noqa: E402
-
-from glora_jax import convert  # noqa: E402
-from glora_jax.vision.data import image  # noqa: E402
-from glora_jax.vision.models import weights  # noqa: E402
-from glora_jax.vision.models.checkpoint import hub_name  # noqa: E402
-from glora_jax.vision.models.classifier import Classifier  # noqa: E402
-from glora_jax.vision.runs.experiment import run  # noqa: E402
-from glora_jax.vision.runs.workdir import Stopped  # noqa: E402
-from tests.peers.torch_zoo import moved  # noqa: E402
+from glora_jax import convert
+from glora_jax.vision.data import image
+from glora_jax.vision.models import weights
+from glora_jax.vision.models.checkpoint import hub_name
+from glora_jax.vision.models.classifier import Classifier
+from glora_jax.vision.runs.experiment import run
+from glora_jax.vision.runs.workdir import Stopped
+from tests.peers.torch_zoo import moved
 
 TIMM = {  # fields that make them small, and the size of images
   'vit_small_patch14_reg4_dinov2': ({'depth': 1, 'embed_dim': 24, 'num_heads': 2}, 56),

@@ -1,28 +1,23 @@
 """The lines of torch.md, generate.md and start.md run; the pages are built without PyTorch."""
 
-import re
-
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from comparing import assert_close
-from places import ROOT
+from places import code_of
 from trees import randomized
 
 import glora_jax
-
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
-peft = pytest.importorskip('peft')
-pytest.importorskip('timm')
-pytest.importorskip('torchax')
 
 
 def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  *of_llama, of_words, of_timm = lines_of('torch.md')
+  *of_llama, of_words, of_timm = code_of('docs/howto/torch.md')
   names = {}
   for lines in of_llama:
     exec(lines, names)
@@ -54,7 +49,7 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
 
 def test_the_language_model_of_getting_started_is_trained_for_peft(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  [lines] = lines_of('../start.md')
+  [lines] = code_of('docs/start.md')
   names = {}
   exec(lines, names)
   module, params, tokens = names['module'], names['params'], names['tokens']
@@ -66,7 +61,7 @@ def test_the_language_model_of_getting_started_is_trained_for_peft(tmp_path, mon
 @pytest.mark.full  # caches, calls and pools have tests of their own
 def test_the_lines_on_generation_run_and_write_the_tokens_of_transformers(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  of_llama, of_loop, of_nnx, of_pool = lines_of('generate.md')
+  of_llama, of_loop, of_nnx, of_pool = code_of('docs/howto/generate.md')
   torch.manual_seed(0)
   names = {}
   exec(of_llama, names)
@@ -110,12 +105,6 @@ def assert_writes(texts, names, params, stop=2):
     )
     missing = len(text) - len(expected)
     np.testing.assert_array_equal(text, np.pad(expected, (0, missing), constant_values=stop))
-
-
-def lines_of(page):
-  """The blocks of code of a page."""
-  text = (ROOT / 'docs' / 'howto' / page).read_text()
-  return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
 
 
 def applied(names, *inputs, **kwargs):

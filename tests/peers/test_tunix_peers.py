@@ -5,16 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 from comparing import assert_close, mixed_loras, trained_variables
 from flax import nnx
 from hand_count import randomized_model
-
-pytest.importorskip('peft', reason='needs the peers extra')
-
-import peft
-import torch
-import transformers
 
 import glora_jax
 from tests.peers import code_bases
