@@ -463,7 +463,7 @@ def _merged_product(
 #       (x W) * ds = y * ratio - (x B_down) (B_up * ratio)    with ratio = ds / s
 #   The second part is subtracted from dB_up, and no product with W is needed. One cannot divide by
 #   s = 0: if any s is near 0, `ratio` is 0 and x W is computed after all, which is decided at run
-#   time (`test_a_vector_that_takes_a_kernel_away_gets_its_gradient`).
+#   time (the test has a vector that takes the kernel away).
 # - With `symbolic_zeros`, arguments without a tangent (W is frozen) cost nothing.
 @functools.partial(_merged_product.defjvp, symbolic_zeros=True)
 def _merged_product_jvp(

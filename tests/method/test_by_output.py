@@ -9,6 +9,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparing import assert_trees_close
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose
 from trees import normal
@@ -52,45 +53,30 @@ def with_gradients(function, arguments, forms):
   return outputs, gradients
 
 
-COMPILED = [
-  jax.jit(functools.partial(with_gradients, function)) for function in (ours, through_merged_kernel)
-]
+WAYS = {
+  'cpu': (MANY, 0.5),
+  'few tokens': (FEW, 0.5),
+  'a vector that takes the kernel away': (MANY, -1.0),  # the output has nothing left of x W
+  'other platforms': (MANY, 0.5),
+}
 
 
-def assert_merged(arguments, forms, tolerance=1e-4):
-  """Outputs and all gradients are those of the merged kernel."""
-  found, expected = (function(arguments, forms) for function in COMPILED)
-  close = functools.partial(assert_allclose, rtol=tolerance, atol=tolerance)
-  jax.tree.map(close, found, expected)
-
-
-@pytest.mark.parametrize('tokens', [MANY, FEW])
+@pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
-def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(tokens, without):
-  arguments = layer(tokens, without)
+def test_outputs_and_all_gradients_are_those_of_the_merged_kernel(way, without, monkeypatch):
+  if way == 'other platforms':
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
+  tokens, scale = WAYS[way]
+  *arrays, stored = layer(tokens, without)
+  if 'A_up' in stored:
+    stored['A_up'] = stored['A_up'].at[0, 2].set(scale)
+  found, expected = (
+    jax.jit(functools.partial(with_gradients, way)) for way in (ours, through_merged_kernel)
+  )
   for a in range(1 if 'A' in without else 3):
     for b in range(1 if 'B' in without else 3 + len(RANKS)):
-      assert_merged(arguments, jnp.array([a, b, 0, 0, 0]))
-
-
-@pytest.mark.parametrize('without', ['CDE', 'ACDE', 'BCDE'])
-def test_what_other_platforms_than_the_cpu_run_gives_the_same(without, monkeypatch):
-  monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, default, **_: default(*args))
-  arguments = layer(MANY, without)
-  forms = jnp.array([0 if 'A' in without else 2, 0 if 'B' in without else 4, 0, 0, 0])
-  found = jax.jit(functools.partial(with_gradients, ours))(arguments, forms)
-  expected = COMPILED[1](arguments, forms)
-  jax.tree.map(functools.partial(assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
-
-
-@pytest.mark.parametrize('without', ['CDE', 'BCDE'])
-def test_a_vector_that_takes_a_kernel_away_gets_its_gradient(without):
-  """At -1 the output has nothing left of x W, which is the gradient by the vector."""
-  inputs, kernel, bias, stored = layer(MANY, without)
-  row = stored['A_up'][0].at[2].set(-1.0)
-  arguments = inputs, kernel, bias, stored | {'A_up': stored['A_up'].at[0].set(row)}
-  forms = jnp.array([2, 0 if 'B' in without else 4, 0, 0, 0])
-  assert_merged(arguments, forms, 1e-5)
+      arguments = (*arrays, stored), jnp.array([a, b, 0, 0, 0])
+      assert_trees_close(found(*arguments), expected(*arguments), 1e-5)
 
 
 @pytest.mark.parametrize('tokens', [MANY, FEW])

@@ -1,4 +1,4 @@
-"""The equation: parity with the official layer, gradients, nested ranks, identity at the start."""
+"""The equation: parity with the official layer, nested ranks, identity at the start."""
 
 import functools
 import itertools
@@ -9,17 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import official
 import pytest
-from jax.test_util import check_grads
+from comparing import assert_close
 from numpy.testing import assert_allclose
 
 from glora_jax.method import adapter, equation
 
 pytestmark = pytest.mark.accelerator
-
-
-@pytest.fixture(scope='module')
-def golden_layer():
-  return official.load_layer()
 
 
 def effective(kernel, bias, layer_adapter, forms, ranks=(4,)):
@@ -44,21 +39,17 @@ def all_forms(ranks):
   return np.array(list(itertools.product(*map(range, codes))))
 
 
-def as_arrays(golden, dtype):
-  """Kernel, bias, supports and inputs of the golden layer."""
-  values = [golden[name] for name in ('kernel', 'bias', 'supports', 'x')]
-  return jax.tree.map(lambda value: jnp.asarray(value, dtype), values)
-
-
 @pytest.mark.parametrize('dtype, tolerance', [('float64', 1e-12), ('float32', 1e-5)])
-def test_all_432_forms_equal_the_official_layer(golden_layer, dtype, tolerance):
+def test_all_432_forms_equal_the_official_layer(dtype, tolerance):
+  golden = official.load_layer()
+  values = [golden[name] for name in ('kernel', 'bias', 'supports', 'x')]
   with jax.enable_x64(dtype == 'float64'):
-    kernel, bias, layer_adapter, x = as_arrays(golden_layer, dtype)
-    kernels, biases = merged()(kernel, bias, layer_adapter, golden_layer['genomes'])
-    ours = np.asarray(x @ kernels + biases[:, None])
+    *layer, x = jax.tree.map(lambda value: jnp.asarray(value, dtype), values)
+    kernels, biases = merged()(*layer, golden['genomes'])
+    ours = x @ kernels + biases[:, None]
   assert ours.dtype == dtype
-  assert len(golden_layer['genomes']) == 432
-  assert np.abs(ours - golden_layer['y']).max() <= tolerance * np.abs(golden_layer['y']).max()
+  assert len(golden['genomes']) == 432
+  assert_close(ours, golden['y'], tolerance)
 
 
 def test_a_gradient_keeps_no_wide_copy_of_a_narrow_kernel():
@@ -72,23 +63,6 @@ def test_a_gradient_keeps_no_wide_copy_of_a_narrow_kernel():
   start = {name: jnp.zeros(shape) for name, shape in adapter.adapter_shapes(6, 5, (4,)).items()}
   kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(backward, start)) if leaf.size == 30]
   assert all(leaf.dtype == jnp.bfloat16 for leaf in kept)
-
-
-def test_gradients_of_every_support_equal_finite_differences(golden_layer):
-  with jax.enable_x64(True):
-    kernel, bias, start, x = as_arrays(golden_layer, jnp.float64)
-    weights = np.random.default_rng(0).normal(size=golden_layer['y'].shape[1:])
-
-    @jax.jit
-    def loss(layer_adapter, genome):
-      new_kernel, new_bias = effective(kernel, bias, layer_adapter, genome)
-      return jnp.sum(weights * (x @ new_kernel + new_bias) ** 2)
-
-    for genome in ([3, 3, 2, 2, 2], [2, 2, 1, 1, 1], [1, 1, 2, 0, 1], [0, 3, 0, 1, 0]):
-      of_genome = functools.partial(loss, genome=np.array(genome))
-      check_grads(of_genome, (start,), order=1, modes=['rev'])
-      taking_part = {name for name, slope in jax.grad(of_genome)(start).items() if np.any(slope)}
-      assert taking_part == adapter.used_parts(genome, (4,)).keys()
 
 
 @pytest.mark.parametrize('shared', [True, False])
@@ -141,6 +115,5 @@ def test_supports_left_unread_may_be_anything():
   """Selected, not multiplied by zero: a NaN in a form that is not chosen stays out."""
   shapes = adapter.adapter_shapes(4, 5, (4,))
   nans = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
-  kernels, biases = merged()(np.ones((4, 5)), np.ones(5), nans, np.zeros((1, 5), int))
-  assert np.all(kernels == 1)
-  assert np.all(biases == 1)
+  for merged_array in merged()(np.ones((4, 5)), np.ones(5), nans, np.zeros((1, 5), int)):
+    assert np.all(merged_array == 1)
