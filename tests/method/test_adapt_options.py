@@ -37,11 +37,6 @@ def checked(model, inputs=X, **options):
   return adapted
 
 
-def population(adapted, variables, inputs):
-  """A compiled function of genomes to outputs [genome, ...]."""
-  return jax.jit(jax.vmap(lambda genome: adapted.apply(variables, inputs, genome=genome)))
-
-
 def test_spaces_by_pattern_give_each_layer_its_own_and_leave_others_alone():
   spaces = {'fc': SearchSpace((8,)), 'qkv': SearchSpace((2,), A=0)}
   adapted = glora_jax.adapt(Transformer(5, depth=1), X, space=spaces)

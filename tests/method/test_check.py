@@ -28,9 +28,10 @@ class Mlp(nn.Module):
     return nn.Dense(2, kernel_init=nn.initializers.zeros, name='head')(x)
 
 
-def ready(**fields):
+def ready(structure=None, **fields):
   model = Mlp(**fields)
-  adapted = glora_jax.adapt(model, X, train=True, space=SearchSpace((1, 2)))
+  options = {'structure': structure, 'space': SearchSpace((1, 2))}
+  adapted = glora_jax.adapt(model, X, train=True, **options)
   base = model.init(jax.random.key(0), X, train=True)
   return adapted, {**base, **adapted.init(jax.random.key(1), base['params'])}
 
@@ -60,10 +61,7 @@ def test_each_number_says_what_is_wrong():
 
 @pytest.mark.parametrize('structure, missed', [(None, 8), ('lora:2', 2)])
 def test_arrays_without_a_gradient_are_named(structure, missed):
-  base = Mlp(blocked=True).init(jax.random.key(0), X, train=False)
-  adapted = glora_jax.adapt(Mlp(blocked=True), X, train=False, structure=structure)
-  variables = {**base, **adapted.init(jax.random.key(1), base['params'])}
-  found = glora_jax.check(adapted, variables, X, train=False)
+  found = glora_jax.check(*ready(structure, blocked=True), X, train=False)
   assert len(found.missed) == missed
   assert {'fc B_down', 'fc B_up'} <= {*found.missed}
   assert max(found.identity, found.folding) <= found.tolerance

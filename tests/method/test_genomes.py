@@ -7,18 +7,21 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from glora_jax.method.draws import random_genomes, sample_genome, shrink
 from glora_jax.method.genomes import (
   canonicalize,
+  check_genome,
   count_params,
   genome_from_json,
   genome_to_json,
+  largest_genome,
 )
 from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.search.evolution import cross, mutate
 
 LAYERS = Spec(
   (
@@ -29,7 +32,8 @@ LAYERS = Spec(
 )
 
 
-genomes = st.integers(0, 2**32 - 1).map(
+seeds = st.integers(0, 2**32 - 1)
+genomes = seeds.map(
   lambda seed: np.random.default_rng(seed).integers(0, LAYERS.num_codes).astype(np.int8)
 )
 
@@ -94,6 +98,35 @@ def test_every_structure_on_offer_within_a_budget_is_drawn_equally_often_and_no_
   assert counts.keys() == set(map(tuple, allowed.tolist()))
   expected = len(drawn) / len(allowed)
   assert max(abs(count - expected) for count in counts.values()) < 5 * np.sqrt(expected)
+
+
+DISTINCT = SearchSpace.distinct((1, 2))
+SHIFTS = Spec(
+  (
+    Layer('wide', 6, 9, space=DISTINCT),
+    Layer('narrow', 9, 6, space=DISTINCT),
+    Layer('constants', 4, 9, space=SearchSpace((2,), E=('none', 'constant'), one_shift=True)),
+  )
+)
+draw = jax.jit(sample_genome, static_argnums=(1, 2))
+
+
+@given(seed=seeds, share=st.sampled_from([0, 0.5, 1]))
+@settings(deadline=None)
+def test_where_c_and_e_exclude_each_other_no_mutant_cross_or_draw_has_both(seed, share):
+  rng = np.random.default_rng(seed)
+  parents = random_genomes(rng, SHIFTS, 8)
+  drawn = np.asarray(draw(jax.random.key(seed), SHIFTS, share))
+  for made in mutate(rng, SHIFTS, parents, 8, share), cross(rng, SHIFTS, parents, 8), drawn:
+    check_genome(SHIFTS, made)
+    assert not made[..., [2, 4]].all(-1).any()
+    assert not made[..., 1, 2].any()  # a narrow layer's C is nothing that E is not
+
+
+def test_the_largest_genome_keeps_the_larger_shift():
+  largest = largest_genome(SHIFTS)
+  assert largest[:, [2, 4]].tolist() == [[0, 2], [0, 2], [2, 0]]
+  assert_array_equal(draw(jax.random.key(0), SHIFTS, 1), largest)
 
 
 @given(genome=genomes, budget=st.integers(0, 250))
