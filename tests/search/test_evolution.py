@@ -14,7 +14,7 @@ from toy_search import SMALL, SPEC, TARGET, search
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize, count_params
-from glora_jax.search.evolution import Evolution, mutate
+from glora_jax.search.evolution import Evolution
 
 
 def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_once():
@@ -66,15 +66,6 @@ def test_a_resumed_search_equals_an_uninterrupted_one(mode):
     assert len(judge.asked) == plan.generations - archive.generation.max()
     assert_trees_equal(whole.arrays(), resumed.arrays())
   assert not np.array_equal(whole.genomes, search(plan, seed=1)[0].genomes)
-
-
-def test_mutation_draws_genes_anew_with_its_probability():
-  rng = np.random.default_rng(0)
-  parent = np.zeros((1, 4, 5), np.int8)
-  mutated = mutate(rng, SPEC, parent, 2000, 0.2)
-  drawn_anew = 0.2 * (1 - 1 / SPEC._num_choices)  # a fresh draw may hit the old form
-  assert np.abs((mutated != 0).mean(0) - drawn_anew).max() < 0.05
-  assert_array_equal(mutate(rng, SPEC, parent, 3, 0.0), np.zeros((3, 4, 5)))
 
 
 def test_defaults_are_the_papers():
