@@ -64,8 +64,32 @@ class Transformer(nn.Module):
     return nn.Dense(self.classes, name='head')(nn.LayerNorm(name='norm')(x)[:, 0])
 
 
+class Decoder(nn.Module):
+  """A decoder with a head of its own, or with its table as the head."""
+
+  words: int
+  tied: bool = True
+
+  @nn.compact
+  def __call__(self, tokens):
+    embed = nn.Embed(self.words, 6, name='embed')
+    x = jnp.tanh(nn.Dense(6, name='mlp')(embed(tokens)))
+    return embed.attend(x) if self.tied else nn.Dense(self.words, name='head')(x)
+
+
+class LiveDecoder(nnx.Module):
+  """The same in NNX with its table as the head."""
+
+  def __init__(self, words):
+    rngs = nnx.Rngs(0)
+    self.embed, self.mlp = nnx.Embed(words, 6, rngs=rngs), nnx.Linear(6, 6, rngs=rngs)
+
+  def __call__(self, tokens):
+    return self.embed.attend(jnp.tanh(self.mlp(self.embed(tokens))))
+
+
 class LiveMlp(nnx.Module):
-  """The same in NNX, with batch statistics and a random stream."""
+  """The first in NNX, with batch statistics and a random stream."""
 
   def __init__(self, inputs=6):
     rngs = nnx.Rngs(0)

@@ -14,7 +14,7 @@ from comparing import assert_close, assert_refused, random_params, trained_varia
 from numpy.testing import assert_array_equal
 from peft_files import contents, numbers, write
 from places import ROOT
-from small_models import Mlp
+from small_models import Decoder, Mlp
 
 from glora_jax import SearchSpace, adapt, adapt_function, hub
 from glora_jax.peft import load_peft, save_peft
@@ -103,25 +103,18 @@ def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
   head = case.variables['params']['head']['kernel']
   assert_array_equal(tensors['model.head.weight'], head.T)
   expected = case.fold(case.variables, genome=genome)
+  mesh = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  base = jax.device_put(case.params, whole)
   # What it leaves zero fits any form of a fixed structure.
   for structure in (None, 'lora', 'scale_shift_lora'):
     adapted = case.adapted.fix(structure)
-    again, read = load_peft(tmp_path, adapted, case.params, STACKED_NAMES)
+    again, read = load_peft(tmp_path, adapted, base, STACKED_NAMES)
+    assert {array.sharding for array in jax.tree.leaves((read['glora'], read['params']))} == {whole}
     assert_array_equal(again.genome, genome if structure is None else adapted.genome)
     jax.tree.map(assert_close, jax.jit(again.fold)(read), expected)
   other = case.adapted.fix({'both': 'lora:2'})
   assert_refused('adapted.fix(None)', load_peft, tmp_path, other, case.params, STACKED_NAMES)
-
-
-def test_what_is_loaded_lies_on_the_devices_of_the_base(tmp_path):
-  case = stacked()
-  save_lora(tmp_path, case, STACKED_NAMES)
-  mesh = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  base = jax.device_put(case.params, whole)
-  _, read = load_peft(tmp_path, case.adapted, base, STACKED_NAMES)
-  arrays = jax.tree.leaves((read['glora'], read['params']))
-  assert {array.sharding for array in arrays} == {whole}
 
 
 TORCH_PATHS = {'layer': {'weight': numbers(6, 4), 'bias': numbers(6)}}
@@ -302,13 +295,6 @@ class Image(nn.Module):
     return nn.Dense(2, name='fc')(conv(x))
 
 
-class Decoder(nn.Module):
-  @nn.compact
-  def __call__(self, tokens):
-    embed = nn.Embed(5, 4, name='embed')
-    return embed.attend(nn.Dense(4, name='fc')(embed(tokens)))
-
-
 TOKENS = jnp.array([[1, 2]])
 
 
@@ -317,8 +303,8 @@ TOKENS = jnp.array([[1, 2]])
   [
     (Image(), jnp.zeros((1, 4, 4, 4)), {'convs': True}, 'glora', 'Conv (.conv)'),
     (Image(2), jnp.zeros((1, 4, 4, 4)), {'convs': True}, None, 'grouped Conv (.conv)'),
-    (Decoder(), TOKENS, {'embeddings': True}, None, 'tied Embedding (.embed/embedding)'),
-    (Decoder(), TOKENS, {'embeddings': [0]}, 'hira', 'chosen rows (.embed/embedding)'),
+    (Decoder(5), TOKENS, {'embeddings': True}, None, 'tied Embedding (.embed/embedding)'),
+    (Decoder(5), TOKENS, {'embeddings': [0]}, 'hira', 'chosen rows (.embed/embedding)'),
     (Image(), jnp.zeros((1, 4, 4, 4)), {'heads': 'conv'}, None, 'conv/'),
     (Stacked(), INPUTS, {'heads': 'query'}, None, 'layers/query/'),
   ],

@@ -15,11 +15,10 @@ from comparing import (
   assert_trees_close,
   random_params,
   trained_variables,
-  vector,
 )
-from decoders import KEY, PARAMS, TOKENS, D, Decoder, Live, V, decoded, tied
 from flax import nnx
-from trees import randomized
+from small_models import Decoder, LiveDecoder
+from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors
@@ -27,6 +26,10 @@ from glora_jax.method.space import Spec
 from glora_jax.search.choice import rank_limit
 from glora_jax.serve import Pool
 
+V, D = 41, 6
+KEY = jax.random.key(0)
+TOKENS = jnp.array([[1, 2], [40, 1]])
+PARAMS = {'table': normal(V, D), 'w': normal(D, D, seed=1)}
 IDS = [40, 1, 7]  # 7 is in no example
 MASK = np.isin(np.arange(V), IDS)
 DTYPES = 'float32', 'bfloat16'
@@ -40,6 +43,21 @@ class Positions(nn.Module):
     at = jnp.arange(tokens.shape[-1])
     x = nn.Embed(V, D, name='word')(tokens) + nn.Embed(5, D, name='position')(at)
     return nn.Dense(D, name='mlp')(x)
+
+
+def tied(params, tokens):
+  rows = jax.vmap(jax.vmap(lambda token: params['table'][token]))(tokens)
+  return jnp.einsum('btd,vd->vbt', jnp.tanh(rows @ params['w']), params['table'])
+
+
+def decoded(params, tokens):
+  """One token at a time, each a number."""
+
+  def step(state, token):
+    state = jnp.tanh((params['table'][token] + state) @ params['w'])
+    return state, params['table'] @ state
+
+  return jax.lax.scan(step, jnp.zeros(D), tokens.ravel())[1]
 
 
 def untied(params, tokens):
@@ -95,8 +113,8 @@ def test_a_function_with_supports_is_the_folded_one(function, rows, structure, d
 
 @pytest.mark.parametrize('structure', ['bitfit', 'full', 'linear', {'mlp': 'lora:3'}, None])
 def test_a_preset_is_of_the_other_layers_and_the_rows_are_always_trained(structure):
-  params = random_params(Decoder(), TOKENS)
-  adapted = glora_jax.adapt(Decoder(), TOKENS, structure=structure, embeddings=MASK)
+  params = random_params(Decoder(V), TOKENS)
+  adapted = glora_jax.adapt(Decoder(V), TOKENS, structure=structure, embeddings=MASK)
   assert [layer.ids for layer in adapted.spec] == [tuple(sorted(IDS)), ()]
   assert 'rows:3' in adapted.summary()
   if structure is None:
@@ -112,13 +130,9 @@ def test_a_preset_is_of_the_other_layers_and_the_rows_are_always_trained(structu
 @pytest.mark.parametrize(
   'structure, rows', [('scale_shift_lora:2', True), ('full', True), ('lora:2', IDS)]
 )
-def test_linen_and_nnx_models_with_supports_are_the_folded_ones(structure, rows):
-  options = {'structure': structure, 'embeddings': rows}
-  adapted, params = glora_jax.adapt(Decoder(), TOKENS, **options), random_params(Decoder(), TOKENS)
-  assert [layer.name for layer in adapted.spec] == ['embed/embedding', 'mlp']
-  assert_folds(adapted, trained_variables(adapted, params), TOKENS)
-  live = Live()
-  model = glora_jax.nnx.attach(live, TOKENS, **options)
+def test_an_nnx_model_with_supports_is_the_folded_one(structure, rows):
+  live = LiveDecoder(V)
+  model = glora_jax.nnx.attach(live, TOKENS, structure=structure, embeddings=rows)
   assert_close(model(TOKENS), live(TOKENS))
   nnx.update(model, randomized(nnx.state(model, glora_jax.nnx.AdapterParam)))
   folded = glora_jax.nnx.fold(model)
@@ -134,7 +148,7 @@ def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(functio
   free = adapted.fix(None)
   everything = free.init(KEY, PARAMS)
   trainable, frozen = adapted.split(trained_variables(adapted, PARAMS))
-  model = glora_jax.nnx.attach(Live(), TOKENS, structure='lora:2', embeddings=rows)
+  model = glora_jax.nnx.attach(LiveDecoder(V), TOKENS, structure='lora:2', embeddings=rows)
   graph, adapter, rest = nnx.split(model, glora_jax.nnx.AdapterParam, ...)
 
   def gradient(run):
@@ -156,11 +170,11 @@ def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(functio
 
 
 def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
-  adapted = glora_jax.adapt(Decoder(), TOKENS, embeddings=[1, 2])
-  start = adapted.init(KEY, random_params(Decoder(), TOKENS))
+  adapted = glora_jax.adapt(Decoder(V), TOKENS, embeddings=[1, 2])
+  start = adapted.init(KEY, random_params(Decoder(V), TOKENS))
 
   def loss(forward, batch, key):
-    return (forward(batch)[1] ** 2).mean()
+    return (forward(batch) ** 2).mean()
 
   batches, rows = [TOKENS, TOKENS[::-1]], 2 * D
   found = glora_jax.allocate(adapted, start, loss, batches, budget=rows + D, key=KEY)
@@ -170,7 +184,7 @@ def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
   options = {'budget': rows, 'key': KEY}
   named = 'the 12 that cannot be left out'
   assert_refused(named, glora_jax.allocate, adapted, start, loss, batches, **options)
-  whole = glora_jax.adapt(Decoder(), TOKENS, embeddings=True)
+  whole = glora_jax.adapt(Decoder(V), TOKENS, embeddings=True)
   start = whole.init(KEY, start['params'])
   assert glora_jax.check(whole, start, TOKENS).ok
   assert glora_jax.allocate(whole, start, loss, batches, budget=99, key=KEY).genome[0].any()
@@ -238,11 +252,11 @@ def test_a_table_that_is_not_looked_up_or_is_a_head_has_no_chosen_rows():
   assert_refused('can have them are none', adapt, untied, heads='table')
 
 
-def saved(path, rows, seed=0, structure='lora:2', words=V):
+def saved(path, rows, seed=0):
   """Writes a trained adapter of these rows; returns the model and its variables."""
-  model = Decoder(words)
-  adapted = glora_jax.adapt(model, TOKENS, structure=structure, embeddings=rows, heads=None)
-  variables = trained_variables(adapted, random_params(model, TOKENS))
+  options = {'structure': 'lora:2', 'embeddings': rows, 'heads': None}
+  adapted = glora_jax.adapt(Decoder(V), TOKENS, **options)
+  variables = trained_variables(adapted, random_params(Decoder(V), TOKENS))
   variables['glora'] = randomized(variables['glora'], seed)
   glora_jax.save_adapter(path, adapted, variables)
   return adapted, variables
@@ -257,7 +271,7 @@ def test_a_file_holds_the_rows_and_goes_onto_a_model_with_the_same_alone(tmp_pat
 
   def load(path, **options):
     options = {'structure': str(path), 'embeddings': IDS, 'heads': None, **options}
-    model = glora_jax.adapt(Decoder(), TOKENS, **options)
+    model = glora_jax.adapt(Decoder(V), TOKENS, **options)
     return glora_jax.load_adapter(path, model, variables['params'])
 
   loaded, again = load(path)
@@ -284,23 +298,25 @@ def test_a_pool_serves_adapters_of_different_rows_in_one_batch(tmp_path):
   for number, name in enumerate(names):
     model, own = alone[name]
     expected = model.apply(own, tokens[number : number + 1])
-    assert_close(vector([output[number] for output in outputs]), vector(expected))
+    assert_close(outputs[number : number + 1], expected)
   saved(tmp_path / 'many', range(4))
   assert_refused(('4 rows', 'holds 3'), pool.load, 'many', tmp_path / 'many')
 
 
 def test_a_sum_of_adapters_has_the_rows_of_all(tmp_path):
   first, second, both = (tmp_path / name for name in ('first', 'second', 'both'))
-  one = saved(first, [1, 40, 7], structure='linear')[1]
-  two = saved(second, [0, 7], 1, structure='linear')[1]
+  one, two = (
+    adapted.fold(variables)
+    for adapted, variables in (saved(first, [1, 40, 7]), saved(second, [0, 7], 1))
+  )
   assert glora_jax.combine({first: 0.5, second: -2}, both) == {}
-  params, added = one['params'], np.zeros((2, V, D))
-  added[0, [1, 7, 40]] = 0.5 * one['glora']['embed']['embedding']['B_up']
-  added[1, [0, 7]] = -2 * two['glora']['embed']['embedding']['B_up']
-  change = added.sum(0)
-  union = glora_jax.adapt(Decoder(), TOKENS, embeddings=[0, 1, 7, 40], heads=None)
+  params = random_params(Decoder(V), TOKENS)
+  expected = jax.tree.map(
+    lambda base, *folded: base + 0.5 * (folded[0] - base) - 2 * (folded[1] - base), params, one, two
+  )
+  union = glora_jax.adapt(Decoder(V), TOKENS, embeddings=[0, 1, 7, 40], heads=None)
   fixed, variables = glora_jax.load_adapter(both, union, params)
-  assert_close(fixed.fold(variables)['embed']['embedding'], params['embed']['embedding'] + change)
+  assert_trees_close(fixed.fold(variables), expected)
   glora_jax.combine({first: 0, second: 0}, both)
   fixed, variables = glora_jax.load_adapter(both, union, params)
   assert_trees_close(fixed.fold(variables), params)

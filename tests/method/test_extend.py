@@ -13,37 +13,14 @@ from comparing import (
   random_variables,
 )
 from flax import nnx
+from small_models import Decoder, LiveDecoder
 from trees import normal
 
 import glora_jax
 from glora_jax.serve import Pool
 
-V, D = 10, 4
+V, D = 10, 6
 TOKENS = jnp.array([[1, 2], [9, 1]])
-TABLES = {'embed': 0, 'head': -1}
-
-
-class Words(nn.Module):
-  """A decoder with a head of its own, or with its table as the head."""
-
-  words: int
-  tied: bool = False
-
-  @nn.compact
-  def __call__(self, tokens):
-    embed = nn.Embed(self.words, D, name='embed')
-    x = jnp.tanh(nn.Dense(D, name='mlp')(embed(tokens)))
-    return embed.attend(x) if self.tied else nn.Dense(self.words, name='head')(x)
-
-
-class Live(nnx.Module):
-  def __init__(self, words):
-    rngs = nnx.Rngs(0)
-    self.embed = nnx.Embed(words, D, rngs=rngs)
-    self.head = nnx.Linear(D, words, bias_init=nnx.initializers.normal(), rngs=rngs)
-
-  def __call__(self, tokens):
-    return self.head(jnp.tanh(self.embed(tokens)))
 
 
 STARTS = [[], [3], [1, 9]]
@@ -51,21 +28,22 @@ STARTS = [[], [3], [1, 9]]
 
 def extended(params, new=((), (2, 3)), **options):
   """A tree or model with more words, in its table and in its head if that is another."""
-  tables = {'embed': 0} if isinstance(params, dict) and 'head' not in params else TABLES
+  tables = {'embed': 0, 'head': -1} if 'head' in params else {'embed': 0}
   return glora_jax.extend(params, tables, new, **options)
 
 
 def with_linen(tied):
-  params = random_params(Words(V, tied), TOKENS)
+  params = random_params(Decoder(V, tied), TOKENS)
   models = (V, params), (16, extended(params, STARTS, multiple=8))
-  return (Words(words, tied).apply({'params': p}, TOKENS) for words, p in models)
+  return (Decoder(words, tied).apply({'params': p}, TOKENS) for words, p in models)
 
 
 def with_nnx():
-  model, other = Live(V), Live(16)
+  model, other = LiveDecoder(V), LiveDecoder(16)
   larger = extended(nnx.state(model), STARTS, multiple=8)
   nnx.update(other, larger)
-  assert_trees_equal(nnx.state(extended(model, STARTS, multiple=8)), larger)
+  again = glora_jax.extend(model, {'embed': 0}, STARTS, multiple=8)
+  assert_trees_equal(nnx.state(again), larger)
   return model(TOKENS), other(TOKENS)
 
 
@@ -109,7 +87,7 @@ BAD = [
   ({'tables': {'emd': 0}}, "'emd' in tables matches none of embed, head/bias"),
   ({'tables': {}}, 'one vocabulary'),
   ({'tables': {'embed': 2}}, 'tables=2 must be 0 or -1'),
-  ({'tables': {'embed': 0, 'head': 0}}, ['one vocabulary', "'embed': 10", "'head/kernel': 4"]),
+  ({'tables': {'embed': 0, 'head': 0}}, ['one vocabulary', "'embed': 10", "'head/kernel': 6"]),
   ({'new': 'word'}, "new='word' must be an integer or a list"),
   ({'new': [[V]]}, 'new=10 must be at most 9'),
 ]
@@ -136,10 +114,10 @@ FILES = {
 def test_an_adapter_of_a_larger_vocabulary_says_that_the_base_is_to_be_extended(
   tmp_path, tied, options
 ):
-  path, params = tmp_path / 'a.safetensors', random_params(Words(V, tied), TOKENS)
+  path, params = tmp_path / 'a.safetensors', random_params(Decoder(V, tied), TOKENS)
   larger = extended(params)
   options = {'structure': 'lora:1', **options}
-  here, there = (glora_jax.adapt(Words(words, tied), TOKENS, **options) for words in (V, V + 2))
+  here, there = (glora_jax.adapt(Decoder(words, tied), TOKENS, **options) for words in (V, V + 2))
   variables = random_variables(there, larger)
   glora_jax.save_adapter(path, there, variables)
   advice = 'if words were added there, extend the base first: glora_jax.extend'
