@@ -70,7 +70,8 @@ def test_a_training_that_draws_on_each_device_has_their_number_in_its_key(
 ):
   """If not, other devices would continue it with other draws."""
   config = tiny_runs.changed(run_config, model__drop_path=0.0, **fields)
-  run, mesh = tiny_runs.context_of(config, tmp_path), jax.sharding.AbstractMesh((2,), ('data',))
+  run = tiny_runs.context_of(config, tmp_path)
+  mesh = jax.sharding.AbstractMesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   learner = run.place('lora').adapted.fix('lora')
   images, labels = run.images.split('train')
   step = jax.shard_map(
