@@ -5,11 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparing import ready, trained_variables, vector
+from comparing import assert_close, random_variables, ready
 from function_zoo import EXAMPLES as FUNCTIONS
-from model_zoo import EXAMPLES as MODELS
 from numpy.testing import assert_allclose, assert_array_equal
-from small_models import LiveMlp
 from trees import normal
 
 import glora_jax
@@ -18,83 +16,51 @@ from glora_jax import Forward
 KEY, X = jax.random.key(0), normal(2, 3, 4)
 
 
-def dropped(adapted, variables, x, genome=None, key=KEY, probability=0.5):
+def dropped(adapted, variables, x, genome=None, probability=0.5):
   """What a model returns that drops inputs of its LoRAs, or with None, that does not."""
 
   @jax.jit
-  def run(variables, x, genome, key):
+  def run(variables, x, genome):
     forward = Forward(adapted, variables, genome)
-    return (forward if probability is None else forward.dropping_inputs(key, probability))(x)
+    return (forward if probability is None else forward.dropping_inputs(KEY, probability))(x)
 
-  return run(variables, x, genome, key)
-
-
-def identity_lora(x=X, probability=0.5, key=KEY, **options):
-  """What a Dense and its dropped LoRA return whose product of factors is the identity."""
-  adapted, variables = ready(nn.Dense(4), x, structure='lora:4', heads=None, **options)
-  variables['glora'] = {'B_down': jnp.eye(4), 'B_up': jnp.eye(4)}
-  output = dropped(adapted, variables, x, key=key, probability=probability)
-  return output, x @ variables['params']['kernel'] + variables['params']['bias']
+  return run(variables, x, genome)
 
 
 def test_each_number_of_each_example_is_dropped_or_grows_and_the_base_gets_all():
   x = jnp.broadcast_to(X[0, 0], (500, 2, 4))
-  output, of_base = identity_lora(x, probability=0.3, scale=3.0)
-  grown = np.isclose(output - of_base, 3 / 0.7 * x, atol=1e-5)
-  zero = np.isclose(output - of_base, 0, atol=1e-5)
+  adapted, variables = ready(nn.Dense(4), x, structure='lora:4', heads=None, scale=3.0)
+  variables['glora'] = {'B_down': jnp.eye(4), 'B_up': jnp.eye(4)}
+  change = dropped(adapted, variables, x, probability=0.3) - nn.Dense(4).apply(variables, x)
+  grown, zero = (np.isclose(change, kept, atol=1e-5) for kept in (3 / 0.7 * x, 0))
   assert (grown ^ zero).all()
   assert_allclose(grown.mean(0), 0.7, atol=0.1)  # in every position of an example
 
 
-def test_the_key_decides():
-  outputs = [identity_lora(key=key)[0] for key in (KEY, KEY, jax.random.key(1))]
-  assert_array_equal(outputs[0], outputs[1])
-  assert (outputs[0] != outputs[2]).any()
-
-
-def of_linen(name, structure):
-  example = MODELS[name]
-  adapted = glora_jax.adapt(example.model, *example.inputs, structure=structure, **example.kwargs)
-  return adapted, example.variables(), example.inputs, example.kwargs
-
-
-def of_function(name, structure):
-  example = FUNCTIONS[name]()
-  options = {'structure': structure, **example.options}
-  adapted = glora_jax.adapt_function(example.apply, example.params, *example.inputs, **options)
-  return adapted, {'params': example.params}, example.inputs, {}
-
-
-def of_nnx(structure):
-  model = glora_jax.nnx.attach(LiveMlp(), normal(2, 6), structure=structure)
-  model.eval()
-  return *glora_jax.nnx.as_adapted(model), (normal(2, 6),), {}
-
-
 @pytest.mark.parametrize(
-  'make, names',
+  'name, structure',
   [
-    (of_linen, ('scanned_vit', 'lora:2')),
-    (of_function, ('control_flow', 'full')),  # full merges a LoRA of A
-    (of_linen, ('dense_general', 'full')),
-    (of_function, ('experts_by_einsum', 'dora:2')),
-    (of_function, ('dataclasses_called_one_example_at_a_time', 'full')),
-    (of_nnx, ('lora:2',)),
+    ('scan_of_a_vmap_from_the_last_to_the_first', 'full'),  # which merges a LoRA of A
+    ('attention_kernels', {'q': 'lora:2', 'out': 'full'}),
+    ('control_flow', {'loop': 'full', 'true': 'lora:2'}),
+    ('experts_by_einsum', 'dora:2'),
+    ('dataclasses_called_one_example_at_a_time', 'full'),
   ],
 )
-def test_layers_of_all_kinds_of_models_drop(make, names):
+def test_layers_of_all_kinds_drop(name, structure):
   """Nothing with a probability near 0, and something with 0.5."""
-  adapted, base, inputs, kwargs = make(*names)
-  variables = {**base, **trained_variables(adapted, base['params'])}
+  example = FUNCTIONS[name]()
+  options = {'structure': structure, 'heads': None, **example.options}
+  adapted = glora_jax.adapt_function(example.apply, example.params, *example.inputs, **options)
 
   @jax.jit
   def run(variables):
     forward = Forward(adapted, variables)
     forwards = forward, *(forward.dropping_inputs(KEY, each) for each in (1e-9, 0.5))
-    return [vector(each(*inputs, **kwargs)) for each in forwards]
+    return [each(*example.inputs) for each in forwards]
 
-  plain, nearly_plain, dropped = jax.device_get(run(variables))
-  assert_allclose(nearly_plain, plain, rtol=2e-4, atol=2e-4)
+  plain, nearly_plain, dropped = run(random_variables(adapted, example.params))
+  assert_close(nearly_plain, plain, 2e-4)
   assert np.abs(dropped - plain).max() > 1e-3
 
 
@@ -127,7 +93,7 @@ def test_a_free_structure_drops_the_inputs_of_loras_alone_with_a_key_for_each_pa
   genomes = jnp.array([[0, 3, 0, 0, 0], [0, 3, 0, 0, 0], [2, 2, 1, 2, 2], [1, 1, 0, 0, 0]])
 
   def paths(x, probability):
-    outputs = dropped(adapted, variables, x, genomes[:, None], KEY, probability)
+    outputs = dropped(adapted, variables, x, genomes[:, None], probability)
     return np.split(np.asarray(outputs), 4)
 
   x = jnp.concatenate([X[:1]] * 4)

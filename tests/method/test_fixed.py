@@ -42,7 +42,7 @@ def with_structure(structure, **options):
 
 
 @pytest.mark.parametrize('structure', ['scale_shift_lora:2', 'full', 'linear'])
-def test_variables_hold_what_the_structure_reads_and_nothing_needs_a_genome(structure, tmp_path):
+def test_variables_hold_what_the_structure_reads_and_nothing_needs_a_genome(structure):
   answers = []
   for adapted, params in with_structure(structure, scale=3.0):
     start = adapted.init(jax.random.key(1), params)
@@ -50,11 +50,6 @@ def test_variables_hold_what_the_structure_reads_and_nothing_needs_a_genome(stru
     assert sum(leaf.size for leaf in jax.tree.leaves(start['glora'])) == adapted.count_params()
     variables = {'params': PARAMS, 'glora': randomized(start['glora'])}
     answers.append(assert_folds(adapted, variables, X))
-    path = tmp_path / 'a.safetensors'
-    glora_jax.save_adapter(path, adapted, variables)
-    again, read = glora_jax.load_adapter(path, adapted, PARAMS)
-    assert_array_equal(again.genome, adapted.genome)
-    jax.tree.map(assert_array_equal, read['glora'], variables['glora'])
     assert f'trained parameters: {adapted.count_params():,} in' in adapted.summary()
   for answer in answers[1:]:
     assert_close(answer, answers[0])
