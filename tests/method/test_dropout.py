@@ -40,7 +40,7 @@ def test_each_number_of_each_example_is_dropped_or_grows_and_the_base_gets_all()
 @pytest.mark.parametrize(
   'name, structure',
   [
-    ('scan_of_a_vmap_from_the_last_to_the_first', 'full'),  # which merges a LoRA of A
+    ('unrolled_stack', 'full'),  # which merges a LoRA of A
     ('attention_kernels', {'q': 'lora:2', 'out': 'full'}),
     ('control_flow', {'loop': 'full', 'true': 'lora:2'}),
     ('experts_by_einsum', 'dora:2'),
