@@ -1,8 +1,7 @@
 """Small models the way other people write them, none of which knows of GLoRA.
 
 Families first, then single wrappers. All are tiny (width 8, one or two blocks), so that a test may
-compile every one. To add a model, write it and add an `Example`. Convolutions are plain layers in
-these models.
+compile every one. To add a model, write it and add an `Example`.
 """
 
 from __future__ import annotations
@@ -98,10 +97,14 @@ class ScannedViT(nn.Module):
 # ResNet: batch statistics, convolutions, a neck and a head.
 
 
+class StandardizedConv(nn.Conv):
+  """A class of one's own, as the convolutions of BiT are."""
+
+
 class ResNet(nn.Module):
   @nn.compact
   def __call__(self, images, train=True):
-    x = nn.Conv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
+    x = StandardizedConv(WIDTH, (3, 3), (2, 2), use_bias=False, name='stem')(images)
     x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
     features = nn.silu(nn.Dense(WIDTH, name='neck')(x.mean((1, 2))))
     return {'features': features, 'logits': nn.Dense(CLASSES, name='head')(features)}
@@ -233,6 +236,17 @@ class GroupStep(nn.Module):
   def __call__(self, groups, _):
     y = nn.DenseGeneral((2, 4), axis=(-2, -1), batch_dims=(0,), name='layer')(groups)
     return groups + nn.silu(y), None
+
+
+class Einsums(nn.Module):
+  """As Gemma writes them, with the output first, with a stack and a bias in another order."""
+
+  @nn.compact
+  def __call__(self, x):
+    einsum = functools.partial(nn.Einsum, kernel_init=nn.initializers.normal())
+    x = einsum((2, WIDTH, 3), 'btd,ndh->btnh', name='heads')(x).reshape(2, 5, 6)
+    x = nn.Einsum((7, 6), use_bias=False, name='at_call')(nn.silu(x), 'btd,fd->btf')
+    return einsum((7, 5, 4), 'btd,dtf->bft', name='stack')(x)
 
 
 class BoxedStep(nn.Module):
@@ -387,6 +401,14 @@ EXAMPLES = {
     },
   ),
   'resnet': Example(ResNet(), ('neck',), (normal(2, 6, 6, 3),), kwargs={'train': False}),
+  'convolutions': Example(
+    ResNet(),
+    ('stem', 'neck'),
+    (normal(2, 6, 6, 3),),
+    axes={'stem': Kernel('iiio')},
+    kwargs={'train': False},
+    options={'convs': True},
+  ),
   'lifted_layers': Example(
     LiftedLayers(),
     ('jitted', 'rematerialized', 'stacked[0]', 'stacked[1]'),
@@ -412,6 +434,16 @@ EXAMPLES = {
       'triple': Kernel('iiioo'),
       'grouped': Kernel('Sioo'),
       'scanned': Kernel('sSiioo', bias_axes='sSoo'),
+    },
+  ),
+  'einsums': Example(
+    Einsums(),
+    ('heads', 'at_call', *(f'stack[{i}]' for i in range(5))),
+    (normal(2, 5, WIDTH),),
+    axes={
+      'heads': Kernel('oio'),
+      'at_call': Kernel('oi'),
+      'stack': Kernel('iSo', bias_axes='oS'),
     },
   ),
   'with_partitioning': Example(

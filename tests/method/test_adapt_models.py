@@ -26,7 +26,8 @@ class LinenCase(Case):
   def __init__(self, example, space=SPACE):
     base = example.variables()
     params = base.pop('params')
-    adapted = adapt(example.model, *example.inputs, space=space, **example.kwargs)
+    options = {'space': space, **example.options, **example.kwargs}
+    adapted = adapt(example.model, *example.inputs, **options)
 
     @jax.jit
     def plain(params):
@@ -67,7 +68,7 @@ def test_a_model_is_found_whole_starts_as_itself_folds_by_the_equation_and_has_g
   case.check_results()
 
 
-@pytest.mark.parametrize('name', ['customized_layers', 'lifted_layers', 'called_twice'])
+@pytest.mark.parametrize('name', ['customized_layers', 'einsums', 'lifted_layers', 'called_twice'])
 def test_fixed_subnets_in_their_cheapest_form_give_what_folding_gives(name):
   case = session(name)
   for structure in (THIN, 'lora'):

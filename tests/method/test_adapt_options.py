@@ -1,6 +1,5 @@
-"""Spaces by pattern, nn.Einsum, nn.Conv, boxes, fixed subnets, halves, the summary."""
+"""Spaces by pattern, boxes, fixed subnets, halves, the summary."""
 
-import functools
 import types
 
 import flax.linen as nn
@@ -8,10 +7,7 @@ import jax
 import jax.numpy as jnp
 import model_zoo
 import numpy as np
-import pytest
 from comparing import (
-  THIN,
-  assert_folds,
   random_params,
   random_variables,
   ready,
@@ -29,66 +25,12 @@ X = normal(3, 5, 12)
 SPACE = SearchSpace((2, 4))
 
 
-def checked(model, inputs=X, **options):
-  """A model adapted, of which the largest structure folds and a thin one."""
-  adapted, variables = ready(model, inputs, space=SPACE, **options)
-  for structure in ('full', THIN):
-    assert_folds(adapted, variables, inputs, structure=structure)
-  return adapted
-
-
 def test_spaces_by_pattern_give_each_layer_its_own_and_leave_others_alone():
   spaces = {'fc': SearchSpace((8,)), 'qkv': SearchSpace((2,), A=0)}
   adapted = glora_jax.adapt(Transformer(5, depth=1), X, space=spaces)
   ranks = {layer.name.split('/')[1]: layer.space.ranks for layer in adapted.spec}
   assert ranks == {'qkv[0]': (2,), 'fc1[0]': (8,), 'fc2[0]': (8,)}
   assert adapted.spec.layers[0].choices('A') == (0,)
-
-
-class EinsumAtCall(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.Einsum((7, 12), use_bias=False, name='einsum')(x, 'btd,fd->btf')
-
-
-EINSUM = functools.partial(nn.Einsum, kernel_init=nn.initializers.normal(1.0))
-
-
-@pytest.mark.parametrize(
-  'model, sizes, rows',
-  [
-    (EINSUM((2, 12, 3), 'btd,ndh->btnh'), (12, 6, True), 1),
-    (EinsumAtCall(), (12, 7, False), 1),
-    (EINSUM((12, 5, 4), 'btd,dtf->bft'), (12, 4, True), 5),
-  ],
-)
-def test_einsums_are_linear_layers(model, sizes, rows):
-  """As Gemma writes them, with the output first, with a stack and a bias in another order."""
-  layers = checked(model, heads=None).spec
-  assert [(layer.in_features, layer.out_features, layer.bias) for layer in layers] == [sizes] * rows
-
-
-class StandardizedConv(nn.Conv):
-  """A class of one's own, as the convolutions of BiT are."""
-
-
-def test_convolutions_are_an_option_those_of_a_derived_class_too():
-  class Convs(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      x = nn.Conv(6, (1, 1), use_bias=False, name='pointwise')(
-        StandardizedConv(8, (4, 4), strides=4, padding='VALID', name='patches')(x)
-      )
-      return nn.Dense(3, name='head')(x.mean((1, 2)))
-
-  images = normal(2, 8, 8, 3)
-  with pytest.raises(ValueError, match=r'patches/kernel 4x4x3x8 \(convolution; use convs=True\)'):
-    glora_jax.adapt(Convs(), images)
-  adapted = checked(Convs(), images, convs=True)
-  assert [(layer.name, layer.in_features, layer.out_features) for layer in adapted.spec] == [
-    ('patches', 48, 8),
-    ('pointwise', 8, 6),
-  ]
 
 
 def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias():

@@ -105,6 +105,10 @@ REFUSED = [
     ),
     'Einsum has no linear layer',
   ),
+  (
+    lambda: glora_jax.adapt(nn.Conv(3, (2, 2), name='stem'), jnp.ones((1, 4, 4, 3))),
+    '(convolution; use convs=True)',
+  ),
   # what adapt_function is given
   (lambda: adapt_function(lambda params, x: x @ PARAMS['kernel']), 'none of its params'),
   (lambda: adapt_function(lambda params, x: x * params['w'], jnp.ones(4)), 'no matrix'),
