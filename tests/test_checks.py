@@ -62,14 +62,12 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize('name, value, sentence', WRONG, ids=[sentence for *_, sentence in WRONG])
-def test_another_type_is_a_type_error(name, value, sentence):
-  assert_refused(sentence, lambda: Settings(**{name: value}), kind=TypeError)
-
-
-@pytest.mark.parametrize('name, value, sentence', INVALID, ids=[row[2][:50] for row in INVALID])
-def test_another_value_is_a_value_error(name, value, sentence):
-  assert_refused(sentence, lambda: Settings(**{name: value}), kind=ValueError)
+@pytest.mark.parametrize(
+  'kind, row', [(TypeError, row) for row in WRONG] + [(ValueError, row) for row in INVALID]
+)
+def test_another_type_is_a_type_error_and_another_value_a_value_error(kind, row):
+  name, value, sentence = row
+  assert_refused(sentence, lambda: Settings(**{name: value}), kind=kind)
 
 
 def test_all_wrong_fields_are_said_at_once():

@@ -1,8 +1,6 @@
-"""What the benchmark that kills compares, and when it kills."""
+"""What the benchmark that kills compares."""
 
-import random
-
-from benchmarks.kill_and_resume import differences, plan_kills
+from benchmarks.kill_and_resume import differences
 from benchmarks.machinery.killable import Killable
 from glora_jax.files import write_json
 
@@ -21,15 +19,3 @@ def test_results_are_compared_without_their_times(tmp_path):
   assert found[0].keys() == {'a/result.json', 'a/folded/model', 'table.csv'}
   assert not differences(*found)
   assert differences(found[0], {}) == ['a/folded/model', 'a/result.json', 'table.csv']
-
-
-def test_kills_come_in_each_part_of_a_command():
-  clock = [1.0, 1.1, 5.0, 5.2, 9.0]  # four beginnings, and the end
-  kills = [plan_kills(number, 8, clock, random.Random(number), 0.0)[0] for number in range(8)]
-  assert [kill.beginning for kill in kills[1::2]] == [1, 2, 3, 4]
-  for number, kill in enumerate(kills):
-    start = [0, *clock][kill.beginning]
-    least, most = (start, [0, *clock][kill.beginning + 1])
-    if not kill.beginning:
-      least, most = (number * clock[-1] / 8, (number + 2) * clock[-1] / 8)
-    assert least <= start + kill.after <= most

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks.study.study import CEILING, PROBE, Group, Study, pack, read_results, run, unpack
+from benchmarks.study.study import CEILING, PROBE, Group, Study, pack, read_results, run
 from benchmarks.study.tables import Row, lines_of
 
 RIGHT = np.arange(12) % 3 > 0
@@ -42,10 +42,6 @@ def test_a_study_that_was_killed_goes_on_and_trains_nothing_twice(tmp_path):
   run(study(left=[0]), str(tmp_path))
   assert {job.epochs for job in planned if job.method == PROBE} == {0}
   assert {job.epochs for job in planned if job.method == CEILING} == {3}
-
-
-def test_answers_are_kept_to_the_last_bit():
-  assert (unpack(pack(RIGHT), len(RIGHT)) == RIGHT).all()
 
 
 def test_a_difference_has_the_interval_of_its_seeds_and_examples():

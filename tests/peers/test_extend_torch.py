@@ -11,21 +11,15 @@ from comparing import assert_refused
 import glora_jax
 import glora_jax.torch
 from tests.peers import torch_zoo
-from tests.peers.torch_zoo import language_model, moved
+from tests.peers.torch_zoo import LANGUAGE, WIDTH, language_model, moved
 
-V = 24  # words, and as many features, so that not every square matrix has a row for each
-SIZES = {
-  'vocab_size': V,
-  'hidden_size': 24,
-  'intermediate_size': 8,
-  'num_hidden_layers': 1,
-  'num_attention_heads': 2,
-}
-TOKENS = torch.tensor([[1, 2, 23]])
+V = WIDTH  # words, and as many features, so that not every square matrix has a row for each
+SIZES = {**LANGUAGE, 'vocab_size': V}
+TOKENS = torch.tensor([[1, 2, V - 1]])
 MODELS = {
-  'tied': lambda: language_model('Llama', **SIZES, tie_word_embeddings=True),
-  'own head': lambda: language_model('Llama', **SIZES),
-  'own head with bias': lambda: language_model('Phi', **SIZES),
+  'tied': lambda: language_model('Llama', vocab_size=V, tie_word_embeddings=True),
+  'own head': lambda: language_model('Llama', vocab_size=V),
+  'own head with bias': lambda: language_model('Phi', vocab_size=V),
   'no head, 16 bits': lambda: transformers.BertModel(transformers.BertConfig(**SIZES)).bfloat16(),
 }
 
@@ -88,6 +82,6 @@ def test_what_an_error_advises_for_a_module_of_ones_own_works():
 def test_a_module_given_to_the_other_function_and_bad_ids_are_refused():
   module = MODELS['tied']()
   assert_refused('use glora_jax.torch.extend', glora_jax.extend, module, {'embed': 0}, 1)
-  assert_refused('new=24', glora_jax.torch.extend, module, [[V]])
+  assert_refused('new=16', glora_jax.torch.extend, module, [[V]])
   assert module.config.vocab_size == V
   assert_refused('no vocabulary', glora_jax.torch.extend, torch_zoo.vit().module, 1)

@@ -70,27 +70,21 @@ def structures(draw, spec):
   return kind, genome
 
 
-def check_structures(folder, examples, widths):
+@pytest.mark.parametrize(
+  'examples, widths', [(12, [5]), pytest.param(300, [5, 2, 8], marks=pytest.mark.full)]
+)
+def test_every_structure_goes_out_and_comes_back(examples, widths, tmp_path):
   @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True)
   @hypothesis.given(structures(ready().adapted.spec), st.sampled_from(widths))
   def check(drawn, width):
     kind, genome = drawn
     hypothesis.assume(genome.any())
-    narrowest = ready(width).check_out(folder, genome)
+    narrowest = ready(width).check_out(tmp_path, genome)
     order = list(KINDS)
     assert order.index(narrowest) <= order.index(kind)
-    assert ready(width).check_out(folder, genome, kind) == kind
+    assert ready(width).check_out(tmp_path, genome, kind) == kind
 
   check()
-
-
-def test_every_structure_goes_out_and_comes_back(tmp_path):
-  check_structures(tmp_path, 12, [5])
-
-
-@pytest.mark.full
-def test_every_structure_and_size_goes_out_and_comes_back(tmp_path):
-  check_structures(tmp_path, 300, [5, 2, 8])
 
 
 FORMS = {

@@ -182,29 +182,35 @@ def test_frozen_and_tied_parameters_are_adapted_like_others():
   assert module[2].weight is module[0].weight
 
 
-def test_statistics_of_batch_norm_are_those_of_pytorch():
-  layers = torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
-  module, images = torch.nn.Sequential(*layers).eval(), 2 + 3 * torch.randn(5, 3, 2, 2)
+def with_statistics(module, x):
+  """Of a batch norm, in place, and of its own, set anew."""
+  hidden = module.norm(module.hidden(x).reshape(5, 2, 2, 2)).flatten(1)
+  if module.training:
+    module.mean = 0.5 * module.mean + hidden.mean(0)
+  return module.head(hidden)
+
+
+def test_statistics_are_those_of_pytorch():
+  module = Small(with_statistics, norm=torch.nn.BatchNorm2d(2))
+  module.register_buffer('mean', torch.ones(8))
   other = copy.deepcopy(module)
-  adapted, variables = ready(module, images, heads=None)
+  adapted, variables = ready(module, heads=None)
   start = dict(adapted.model.buffers)
   arrays = jax.tree.leaves((variables['params'], start))
   assert not any(array.committed for array in arrays), 'training would stay on the CPU'
   fresh = {'params': variables['params']}
-  before = adapted.model.apply(fresh, images)
+  before = adapted.model.apply(fresh, X)
   train = {'train': True, 'rngs': {'dropout': jax.random.key(0)}}
-  assert_refused('num_batches_tracked', adapted.apply, variables, images, **train)
+  assert_refused('num_batches_tracked', adapted.apply, variables, X, **train)
   assert_trees_equal(adapted.model.buffers, start)
-  assert adapted.apply(variables, images, mutable=['buffers'])[1] == {'buffers': {}}
+  assert adapted.apply(variables, X, mutable=['buffers'])[1] == {'buffers': {}}
   changed = {}
   for _ in range(2):
-    outputs, changed = adapted.model.apply(
-      {**fresh, **changed}, images, mutable=['buffers'], **train
-    )
-  assert_close(before.ravel(), outputs_of(module, images))
+    outputs, changed = adapted.model.apply({**fresh, **changed}, X, mutable=['buffers'], **train)
+  assert_close(before.ravel(), outputs_of(module, X))
   module.train()
-  outputs_of(module, images)
-  assert_close(outputs.ravel(), outputs_of(module, images))
+  outputs_of(module, X)
+  assert_close(outputs.ravel(), outputs_of(module, X))
   expected = as_numpy(dict(module.named_buffers()))
   assert changed['buffers'].keys() == expected.keys()
   glora_jax.torch.load(other, variables['params'], changed['buffers'])
@@ -314,21 +320,6 @@ def test_functions_of_transformers_that_cache_keep_no_tensor_of_the_other_side(f
     outputs_of(module, X)
   assert_runs(module)
   assert not torch.compiler.is_compiling()
-
-
-def test_a_buffer_that_a_module_sets_anew_is_returned():
-  def body(module, x):
-    hidden = module.hidden(x)
-    module.mean = 0.5 * module.mean + hidden.mean(0)
-    return module.head(hidden)
-
-  module = Small(body)
-  module.register_buffer('mean', torch.ones(8))
-  adapted, variables = ready(module)
-  changed = adapted.model.apply(variables, X, mutable=['buffers'])[1]['buffers']
-  assert torch.equal(module.mean, torch.ones(8))
-  outputs_of(module, X)
-  assert_close(changed['mean'], module.mean.detach())
 
 
 def static_cache(config):
@@ -491,8 +482,6 @@ def test_a_module_is_allocated_scored_served_and_saved(tmp_path):
   fixed, variables = ready(Small())
   glora_jax.save_adapter(tmp_path / 'a', fixed, variables)
   expected = fixed.apply(variables, X)
-  again, read = glora_jax.load_adapter(tmp_path / 'a', adapted, params)
-  assert_trees_equal(again.apply(read, X), expected)
   pool = glora_jax.serve.Pool(adapted, params, rank=2)
   pool.load('a', tmp_path / 'a')
   answers = pool(X.numpy(), ['a', 'a', None, None, None])
