@@ -123,32 +123,6 @@ class Block(nn.Module):
     return x + self.fc2(nn.silu(self.fc1(x)))
 
 
-class Step(Block):
-  """The block as `nn.scan` wants it."""
-
-  def __call__(self, x, _):
-    return super().__call__(x), None
-
-
-def block_rows(*paths: str, stack: tuple[int, ...] = ()) -> tuple[str, ...]:
-  """The layers of blocks, or of stacks of them."""
-  ends = [str([*index]).replace(' ', '') if index else '' for index in np.ndindex(stack)]
-  return tuple(f'{path}/{fc}{end}' for path in paths for end in ends for fc in ('fc1', 'fc2'))
-
-
-class Chain(nn.Module):
-  """Blocks of a kind one after the other, and a head."""
-
-  kind: type[nn.Module]
-  depth: int = 2
-
-  @nn.compact
-  def __call__(self, x):
-    for i in range(self.depth):
-      x = self.kind(name=f'block_{i}')(x)
-    return nn.Dense(CLASSES, name='head')(x)
-
-
 JitDense = nn.jit(nn.Dense)  # at class level, as people do: its traces outlive one model
 
 
@@ -185,19 +159,6 @@ class Shared(nn.Module):
     x = nn.silu(self.layers[0](nn.silu(self.layers[1](x))))
     x = self.table['a'](self.table['b'](x))
     return self.user(nn.silu(x))
-
-
-class Scanned(nn.Module):
-  """Third-party style: the scan lists params and nothing else."""
-
-  axis: int = 0
-  length: int = LENGTH
-
-  @nn.compact
-  def __call__(self, x):
-    scan = lifted(nn.scan, Step, axis=self.axis, length=self.length)
-    x, _ = scan(name='blocks')(x, None)
-    return nn.Dense(CLASSES, name='head')(x)
 
 
 class Branches(nn.Module):
@@ -383,7 +344,9 @@ class Customized(nn.Module):
 
 MASK = jnp.array([[1, 1, 0], [1, 0, 1]])
 CONTEXT = {'text': {'tokens': normal(2, 3, HIDDEN)}}
-BRANCHES = block_rows('steps/branches', stack=(2, 4))
+BRANCHES = [
+  f'steps/branches/{fc}[{i},{j}]' for i in range(2) for j in range(4) for fc in ('fc1', 'fc2')
+]
 ATTENTION = [f'MultiHeadDotProductAttention_0/{name}' for name in ('query', 'key', 'value', 'out')]
 VIT_BLOCK = (*ATTENTION, 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
 GROUPS = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]

@@ -8,11 +8,20 @@ import jax.numpy as jnp
 import model_zoo
 import numpy as np
 import pytest
-from comparing import THIN, assert_close, assert_folds, assert_trees_close, random_variables, vector
+from comparing import (
+  THIN,
+  assert_close,
+  assert_folds,
+  assert_trees_close,
+  assert_trees_equal,
+  random_variables,
+  vector,
+)
 from hand_count import Kernel, expected, found, unboxed
+from trees import normal
 from zoo_cases import SPACE, Case
 
-from glora_jax import SearchSpace
+from glora_jax import SearchSpace, adapt_function
 from glora_jax.method.adapt import adapt
 from glora_jax.method.modules import discover
 from glora_jax.method.trace.events import CHOSEN, ORDINARY
@@ -83,17 +92,20 @@ def test_no_array_of_the_trace_outlives_it():
 
 @pytest.mark.parametrize('axis', [0, 1, -1])
 def test_a_scanned_and_an_unscanned_model_start_from_equal_supports(axis):
-  x = model_zoo.normal(2, model_zoo.WIDTH)
-  unscanned, scanned = (
-    adapted.init(jax.random.key(0), model_zoo.Example(adapted.model, ()).variables()['params'])
-    for adapted in (
-      adapt(model_zoo.Chain(model_zoo.Block, 2), x, space=SPACE),
-      adapt(model_zoo.Scanned(axis, 2), x, space=SPACE),
-    )
+  x, kernels = normal(2, 6), normal(3, 6, 6)
+
+  def scanned(stack, x):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, jnp.moveaxis(stack, axis, 0))[0]
+
+  def unscanned(layers, x):
+    return functools.reduce(jnp.matmul, layers, x)
+
+  of_stack, of_layers = (
+    jax.tree.leaves(adapt_function(function, params, x).init(jax.random.key(0), params)['glora'])
+    for function, params in ((scanned, jnp.moveaxis(kernels, 0, axis)), (unscanned, [*kernels]))
   )
-  blocks = (unscanned['glora'][f'block_{i}'] for i in range(2))
-  stacked = {'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
-  assert_trees_close(scanned['glora'], stacked, 0)
+  layers = zip(*[iter(of_layers)] * len(of_stack), strict=True)
+  assert_trees_equal(of_stack, [jnp.stack(leaves) for leaves in zip(*layers, strict=True)])
 
 
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():

@@ -66,15 +66,3 @@ def test_arrays_without_a_gradient_are_named(structure, missed):
   assert {'fc B_down', 'fc B_up'} <= {*found.missed}
   assert max(found.identity, found.folding) <= found.tolerance
   assert not found.ok
-
-
-def test_a_function_may_have_parameters_that_are_no_arrays():
-  params = {'activation': jnp.tanh, 'embedding': jnp.ones((6, 4)), 'w': jnp.ones((4, 3)) / 9}
-
-  def apply(params, tokens):
-    return params['activation'](params['embedding'][tokens] @ params['w'])
-
-  tokens = jnp.array([0, 5])
-  adapted = glora_jax.adapt_function(apply, params, tokens)
-  found = glora_jax.check(adapted, adapted.init(jax.random.key(0), params), tokens)
-  assert found.ok, str(found)

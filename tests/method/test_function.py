@@ -27,7 +27,9 @@ def test_heads_are_trained_and_files_read_of_a_tree_in_which_something_is_no_arr
   adapted = glora_jax.adapt_function(
     activated, params, X, structure='scale_shift_lora:2', heads='^1'
   )
-  trainable, frozen = adapted.split(adapted.init(jax.random.key(0), params))
+  start = adapted.init(jax.random.key(0), params)
+  assert glora_jax.check(adapted, start, X).ok
+  trainable, frozen = adapted.split(start)
   variables, path = adapted.join(randomized(trainable), frozen), tmp_path / 'adapter'
   old, new = (tree.flatten(whole) for whole in (params, variables['params']))
   assert {path for path in old if new[path] is not old[path]} == {('1', 'weight')}
