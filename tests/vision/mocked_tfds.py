@@ -3,13 +3,14 @@
 Examples are a function of data set, split and position, and splits honour slices.
 """
 
+import dataclasses
 import functools
-import io
-import re
+import types
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from label_lists import encoded
 from PIL import Image
 
 from glora_jax.vision.data import tfds as tfds_lib
@@ -42,8 +43,6 @@ SIZES = {
   'imagenet_a': {'test': 300},
   'imagenet_r': {'test': 300},
 }
-SCALES = {'dsprites': 255}  # from stored values to pixels
-GREY = ('dsprites', 'smallnorb')
 
 
 def dataset_of(vtab_task):
@@ -57,60 +56,39 @@ CLASSES.update(food101=101, cars196=196, imagenet2012=1000, imagenet_v2=1000, im
 
 def resolve(dataset, expression):
   """(split, range of stored positions) of a TFDS split expression."""
-  name, start, stop = re.fullmatch(r'(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?', expression).groups()
-  size = SIZES[dataset][name]
-
-  def position(text, default):
-    if text is None:
-      return default
-    return size * int(text[:-1]) // 100 if text.endswith('%') else int(text)
-
-  return name, range(position(start, 0), position(stop, size))
+  infos = {name: types.SimpleNamespace(num_examples=size) for name, size in SIZES[dataset].items()}
+  [part] = tfds.core.ReadInstruction.from_spec(expression).to_absolute(infos)
+  return part.splitname, range(part.from_ or 0, part.to or SIZES[dataset][part.splitname])
 
 
+@dataclasses.dataclass
 class Mocked:
   """What `as_data_source` gives: examples by index."""
 
-  def __init__(self, dataset, split, positions):
-    self.dataset = dataset
-    self.split = split
-    self.positions = positions
+  dataset: str
+  split: str
+  positions: range
 
   def __len__(self):
     return len(self.positions)
 
   def __getitem__(self, index):
-    return example(self.dataset, self.split, self.positions[int(index)])
+    position = self.positions[int(index)]
+    image = grey_image(stored_value(self.dataset, self.split, position))
+    return {'image': image, **label_features(self.dataset, position)}
 
   def __getitems__(self, indices):
     return [self[index] for index in indices]
 
 
-def pixels(dataset, split, position):
-  """The pixels of an image, uint8 [6, 8, 3]."""
-  scaled = stored_image(dataset, split, position) * np.uint8(SCALES.get(dataset, 1))
-  return np.broadcast_to(scaled, (6, 8, 3))
+def stored_value(dataset, split, position):
+  """The value of all pixels of an image, as it is stored."""
+  return (position + len(split)) % (2 if dataset == 'dsprites' else 251)
 
 
-def stored_image(dataset, split, position):
-  """The values of an image as they are stored, uint8 [6, 8, 3], or [6, 8, 1] where it is grey."""
-  image = np.zeros((6, 8, 3), np.uint8)
-  image[..., 0] = position % (2 if dataset == 'dsprites' else 251)
-  image[0, 0, -1] = len(split)
-  return image[..., :1] if dataset in GREY else image
-
-
-@functools.lru_cache(4096)
-def encoded_image(dataset, split, position):
-  buffer = io.BytesIO()
-  Image.fromarray(stored_image(dataset, split, position).squeeze()).save(buffer, 'png')
-  return buffer.getvalue()
-
-
-def example(dataset, split, position):
-  """The features of an example; its image only repeats itself after 502 positions."""
-  image = encoded_image(dataset, split, position % 502)
-  return {'image': image, **label_features(dataset, position)}
+@functools.cache
+def grey_image(value):
+  return encoded(Image.new('L', (6, 8), value))
 
 
 def label_features(dataset, position):
