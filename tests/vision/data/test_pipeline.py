@@ -26,6 +26,10 @@ def test_streams_give_the_pixels_of_resident_arrays(examples, workers):
   for rows, batch in zip(indices, stream.batches(indices), strict=True):
     assert_array_equal(batch.images, whole.images[rows])
     assert_array_equal(batch.labels, whole.labels[rows])
+
+
+def test_blocks_of_a_stream_are_all_images_in_their_order(examples):
+  whole, stream = pipeline.load(examples, 8), pipeline.Stream(examples, 8)
   blocks = list(pipeline.blocks(pipeline.Split(stream, stream.labels), 32))
   assert [len(labels) for _, labels in blocks] == [32, 32, 6]
   assert_array_equal(np.concatenate([images for images, _ in blocks]), whole.images)
