@@ -98,5 +98,8 @@ class LiveMlp(nnx.Module):
     self.dropout = nnx.Dropout(0.5, rngs=rngs)
     self.head = nnx.Linear(8, 3, rngs=rngs)
 
+  def features(self, x):
+    return self.dropout(nnx.gelu(self.norm(self.fc(x))))
+
   def __call__(self, x):
-    return self.head(self.dropout(nnx.gelu(self.norm(self.fc(x)))))
+    return self.head(self.features(x))

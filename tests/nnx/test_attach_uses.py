@@ -7,29 +7,18 @@ import orbax.checkpoint as ocp
 import pytest
 from comparing import assert_trees_equal
 from flax import nnx
-from live_models import call, randomize
+from live_models import X, call, fresh, randomize
 from numpy.testing import assert_allclose, assert_array_equal
 from small_models import LiveMlp
-from trees import normal
 
 import glora_jax
 from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import AdapterParam, Trained, live
 
-X = normal(10, 6)
-SPACE = glora_jax.SearchSpace((1, 2))
-
-
-def fresh():
-  """A small classifier, in evaluation mode."""
-  model = glora_nnx.attach(LiveMlp(), X, space=SPACE)
-  model.eval()
-  return model
-
 
 @pytest.fixture
 def attached():
-  """The same with an adapter that is not zero."""
+  """A small classifier with an adapter that is not zero."""
   model = fresh()
   randomize(model)
   return model
