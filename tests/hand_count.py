@@ -137,16 +137,6 @@ def expected(kernels: Kernels) -> dict[str, Kernel]:
   }
 
 
-def count_rows(kernels: Kernels, params: Mapping[str, Any]) -> int:
-  """How many layers kernels hold, whose arrays are given by name."""
-  return sum(
-    math.prod(
-      size for size, axis in zip(params[path].shape, kernel.axes, strict=True) if axis in 'Ss'
-    )
-    for path, kernel in kernels.items()
-  )
-
-
 def equation(kernel, bias, adapter, forms, ranks):
   """The paper's equation 10 in plain NumPy: W + W * A + B, b + b * D + E + C @ W.
 

@@ -13,9 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from hand_count import Counted, Kernel, Kernels
-from trees import normal
+from trees import normal, randomized
 
 WIDTH, HIDDEN, HEADS, CLASSES = 8, 16, 2, 3
 LENGTH = WIDTH  # of a scan: as long as wide, so that shapes do not say which axis is the stack
@@ -42,17 +41,8 @@ class Example(Counted):
     """Random values for all collections, in the model's own boxes; nothing is compiled."""
     keys = {'params': jax.random.key(seed), 'dropout': jax.random.key(seed)}
     shapes = jax.eval_shape(lambda: self.model.init(keys, *self.inputs, **self.kwargs))
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-      value = rng.normal(
-        0, 1 / np.sqrt(max(WIDTH, leaf.size // max(leaf.shape, default=1))), leaf.shape
-      )
-      name = next(part.key for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))
-      value = 1 + np.abs(value) if name in ('scale', 'var') else value
-      return jax.device_put(np.asarray(value, leaf.dtype))
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    drawn = randomized(shapes, seed)
+    return {'params': drawn.pop('params'), **jax.tree.map(jnp.abs, drawn)}  # as variances are
 
 
 def lifted(lift, *args, axis=0, **options):

@@ -95,17 +95,18 @@ def test_a_scanned_and_an_unscanned_model_start_from_equal_supports(axis):
   x, kernels = normal(2, 6), normal(3, 6, 6)
 
   def scanned(stack, x):
-    return jax.lax.scan(lambda x, w: (x @ w, None), x, jnp.moveaxis(stack, axis, 0))[0]
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, jnp.moveaxis(stack['w'], axis, 0))[0]
 
   def unscanned(layers, x):
-    return functools.reduce(jnp.matmul, layers, x)
+    return functools.reduce(jnp.matmul, layers.values(), x)
 
+  stack, layers = {'w': jnp.moveaxis(kernels, 0, axis)}, dict(zip('abc', kernels, strict=True))
   of_stack, of_layers = (
-    jax.tree.leaves(adapt_function(function, params, x).init(jax.random.key(0), params)['glora'])
-    for function, params in ((scanned, jnp.moveaxis(kernels, 0, axis)), (unscanned, [*kernels]))
+    adapt_function(function, params, x).init(jax.random.key(0), params)['glora']
+    for function, params in ((scanned, stack), (unscanned, layers))
   )
-  layers = zip(*[iter(of_layers)] * len(of_stack), strict=True)
-  assert_trees_equal(of_stack, [jnp.stack(leaves) for leaves in zip(*layers, strict=True)])
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers.values())
+  assert_trees_equal(of_stack, {'w': stacked})
 
 
 def test_traces_of_a_class_level_jit_are_not_shared_between_adapts_with_other_ranks():
