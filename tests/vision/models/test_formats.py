@@ -4,12 +4,16 @@ Files in the exact layout of the published ones, and small models with the logit
 transformers gave (`tests/peers/make_fixtures.py`).
 """
 
+import json
+
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import (
+  CLASSES,
   FAMILIES,
   assert_equal_files,
   assert_equal_params,
@@ -43,11 +47,18 @@ def test_their_file_gives_their_logits_and_is_written_back_bit_for_bit(folder, t
     images = expected['large_images']
     large, resized, _ = weights.refit(*loaded, image_size=images.shape[1])
     assert_allclose(logits_of(large, resized, images), expected['large_logits'], atol=1e-4)
-  weights.save(tmp_path / 'back', *loaded, metadata['source'])
-  assert_equal_files(folder / 'model.safetensors', tmp_path / 'back' / 'model.safetensors')
-  again, same, _ = weights.load(tmp_path / 'back')
+  facts = {'normalization': [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}
+  facts |= {'classes': CLASSES} if model.num_classes else {}
+  back = tmp_path / 'back'
+  weights.save(back, model, params, metadata | facts, metadata['source'])
+  assert_equal_files(folder / 'model.safetensors', back / 'model.safetensors')
+  config = json.loads((back / 'config.json').read_text())
+  del config['glora_jax']  # as their code reads it
+  (back / 'config.json').write_text(json.dumps(config))
+  again, same, known = weights.load(back)
   assert again == model
   assert_equal_params(same, params)
+  assert {fact: known[fact] for fact in facts} == facts
 
 
 FLAX = {path.stem: path for path in FIXTURES.glob('*.npz')}
@@ -71,12 +82,11 @@ def test_npz_files_give_the_logits_of_their_code(name):
 
 def test_npz_files_of_16_bits_become_those_of_32_bits(tmp_path):
   tensors = flax_file('big_vision')[2]
-  half = {name: value.astype(jnp.bfloat16) for name, value in tensors.items()}
-  np.savez(tmp_path / 'half.npz', **half)
-  rounded = {name: value.astype(np.float32) for name, value in half.items()}
-  np.savez(tmp_path / 'rounded.npz', **rounded)
-  found, expected = (weights.load(tmp_path / f'{name}.npz').params for name in ('half', 'rounded'))
-  assert_equal_params(found, expected)
+  np.savez(tmp_path / 'half.npz', **jax.tree.map(lambda x: x.astype(jnp.bfloat16), tensors))
+  expected = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16).astype(np.float32), weights.load(FLAX['big_vision']).params
+  )
+  assert_equal_params(weights.load(tmp_path / 'half.npz').params, expected)
 
 
 def test_parameters_are_found_in_the_middle_of_a_training_state(tmp_path):

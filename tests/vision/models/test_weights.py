@@ -1,6 +1,5 @@
 """Checkpoints from beginning to end: written, refitted, exported, and read in another process."""
 
-import json
 import os
 import subprocess
 
@@ -38,18 +37,6 @@ def test_a_new_head_is_zero_and_takes_the_place_of_pre_logits():
   assert new['head']['kernel'].shape == (12, 3)
   assert not np.any(new['head']['kernel'])
   assert 'pre_logits' in params  # what was given is left alone
-
-
-@pytest.mark.parametrize('name', ['hf_vit', 'timm_vit'])
-def test_class_names_and_a_normalization_without_a_name_pass_through_their_files(name, tmp_path):
-  model, params, metadata = weights.load(FIXTURES / name)
-  known = {'classes': CLASSES, 'normalization': [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]}
-  weights.save(tmp_path, model, params, metadata | known, metadata['source'])
-  config = json.loads((tmp_path / 'config.json').read_text())
-  del config['glora_jax']
-  (tmp_path / 'config.json').write_text(json.dumps(config))
-  _, _, again = weights.load(tmp_path)
-  assert {fact: again[fact] for fact in known} == known
 
 
 def test_an_older_checkpoint_in_the_folder_is_not_left_to_be_read(own, tmp_path):
