@@ -61,13 +61,6 @@ def stacked():
   )
 
 
-def save_lora(folder, case, names, **options):
-  """Saves a LoRA of each layer of a case; its genome."""
-  adapted = case.adapted.fix('lora')
-  save_peft(folder, adapted, case.variables, names, **options)
-  return adapted.genome
-
-
 @pytest.mark.parametrize(
   'structure, kind',
   [
@@ -93,7 +86,8 @@ def test_a_structure_of_layers_in_a_stack_comes_back(structure, kind, tmp_path):
 
 def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
   case = stacked()
-  genome = save_lora(tmp_path, case, STACKED_NAMES, base='hf:me/base@v1')
+  lora = case.adapted.fix('lora')
+  save_peft(tmp_path, lora, case.variables, STACKED_NAMES, base='hf:me/base@v1')
   config, tensors = contents(tmp_path)
   assert (config['base_model_name_or_path'], config['revision']) == ('me/base', 'v1')
   modules = ('query', 'value', 'left', 'right')
@@ -102,7 +96,7 @@ def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
   assert config['modules_to_save'] == ['model.head', 'model.norm']
   head = case.variables['params']['head']['kernel']
   assert_array_equal(tensors['model.head.weight'], head.T)
-  expected = case.fold(case.variables, genome=genome)
+  expected = case.fold(case.variables, genome=lora.genome)
   mesh = jax.make_mesh((1,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   base = jax.device_put(case.params, whole)
@@ -111,7 +105,7 @@ def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
     adapted = case.adapted.fix(structure)
     again, read = load_peft(tmp_path, adapted, base, STACKED_NAMES)
     assert {array.sharding for array in jax.tree.leaves((read['glora'], read['params']))} == {whole}
-    assert_array_equal(again.genome, genome if structure is None else adapted.genome)
+    assert_array_equal(again.genome, lora.genome if structure is None else adapted.genome)
     jax.tree.map(assert_close, jax.jit(again.fold)(read), expected)
   other = case.adapted.fix({'both': 'lora:2'})
   assert_refused('adapted.fix(None)', load_peft, tmp_path, other, case.params, STACKED_NAMES)

@@ -35,16 +35,6 @@ MASK = np.isin(np.arange(V), IDS)
 DTYPES = 'float32', 'bfloat16'
 
 
-class Positions(nn.Module):
-  """Two tables of different sizes."""
-
-  @nn.compact
-  def __call__(self, tokens):
-    at = jnp.arange(tokens.shape[-1])
-    x = nn.Embed(V, D, name='word')(tokens) + nn.Embed(5, D, name='position')(at)
-    return nn.Dense(D, name='mlp')(x)
-
-
 def tied(params, tokens):
   rows = jax.vmap(jax.vmap(lambda token: params['table'][token]))(tokens)
   return jnp.einsum('btd,vd->vbt', jnp.tanh(rows @ params['w']), params['table'])
@@ -186,10 +176,7 @@ def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
   assert_refused(named, glora_jax.allocate, adapted, start, loss, batches, **options)
   whole = glora_jax.adapt(Decoder(V), TOKENS, embeddings=True)
   start = whole.init(KEY, start['params'])
-  assert glora_jax.check(whole, start, TOKENS).ok
   assert glora_jax.allocate(whole, start, loss, batches, budget=99, key=KEY).genome[0].any()
-  fixed = whole.fix({'embed': 'lora', 'mlp': 'bitfit'})
-  assert fixed.count_params() == 4 * (V + D) + D
 
 
 @pytest.mark.parametrize('rows', [True, [0, V - 1]], ids=str)
@@ -207,23 +194,31 @@ def test_a_token_beyond_the_table_is_what_it_was_and_harms_no_gradient(mode, row
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(found)(trainable)))
 
 
+WORDS = {'word': normal(V, D), 'position': normal(5, D), 'mlp': normal(D, D)}
+
+
 def adapt_two_tables(rows):
-  return glora_jax.adapt(Positions(), TOKENS, structure='lora:2', embeddings=rows)
+  def function(params, tokens):
+    return (params['word'][tokens] + params['position'][jnp.arange(tokens.shape[-1])]) @ params[
+      'mlp'
+    ]
+
+  return glora_jax.adapt_function(function, WORDS, TOKENS, structure='lora:2', embeddings=rows)
 
 
 def test_of_several_tables_those_that_are_named_are_trained():
   both = adapt_two_tables({'word': jnp.array(IDS), 'pos': [True, False, False, True, False]})
   assert [(layer.name, layer.ids) for layer in both.spec if layer.ids] == [
-    ('word/embedding', (1, 7, 40)),
-    ('position/embedding', (0, 3)),
+    ('word', (1, 7, 40)),
+    ('position', (0, 3)),
   ]
-  assert_folds(both, trained_variables(both, random_params(Positions(), TOKENS)), TOKENS)
+  assert_folds(both, trained_variables(both, WORDS), TOKENS)
   one = adapt_two_tables({'position': range(2)})
-  assert [layer.name for layer in one.spec] == ['position/embedding', 'mlp']
+  assert [layer.name for layer in one.spec] == ['position', 'mlp']
   for rows, named in (
-    ([1], ('all tables', 'word/embedding (41 rows), position/embedding (5 rows)')),
+    ([1], ('all tables', 'word (41 rows), position (5 rows)')),
     ({'word': [1], 'token': [2]}, 'ids are given for token'),
-    ({'position': [1, 5]}, ('ids of position/embedding are 0 to 4', 'got 5')),
+    ({'position': [1, 5]}, ('ids of position are 0 to 4', 'got 5')),
   ):
     assert_refused(named, adapt_two_tables, rows)
 
