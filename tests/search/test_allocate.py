@@ -21,7 +21,6 @@ from glora_jax import tree
 from glora_jax.search import choice, sketch, transfer, unit_scores
 from glora_jax.search.priors import CLEAR, pool, prior_weight
 from glora_jax.search.transfer import Transfer
-from glora_jax.search.unit_scores import Directions
 
 KEY = jax.random.key(5)
 SPACE = glora_jax.SearchSpace.distinct((1, 2))
@@ -86,48 +85,25 @@ def loss(forward, batch, key):
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def slow_gradients(adapted, variables, batches):
-  """(every row's mean gradients, the signal) by full gradients of every batch."""
-  params = variables['params']
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(adapted, variables, genome, batch):
+  """Of a batch's loss by all variables."""
 
-  @jax.jit
-  def gradient(params, batch):
-    return jax.grad(
-      lambda params: loss(lambda x: adapted.model.apply({'params': params}, x), batch, None)
-    )(params)
+  def loss_of(variables):
+    return loss(lambda x: adapted.apply(variables, x, genome=genome), batch, None)
 
-  found = [gradient(params, batch) for batch in batches]
-  mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
-  by_row, squares = {}, np.zeros(len(found) + 1)
-  for group in adapted.places.groups:
-    weights, *kernels = (slow_kernels(group, nn.meta.unbox(x)) for x in (params, mean, *found))
-    squares += [np.sum(kernel**2) for kernel in kernels]
-    bias = slow_biases(group, mean)
-    for row, matrix, kernel, shift in zip(group.rows, weights, kernels[0], bias, strict=True):
-      scaled = matrix * kernel
-      parts = directions(kernel), directions(scaled), scaled.sum(0), shift, matrix @ shift
-      by_row[row] = unit_scores.LayerGradients(*parts)
-  whole, *each = squares
-  # The mean square of a noise is as many times that of its mean as there are batches.
-  noise = (np.mean(each) - whole) / (len(each) - 1)
-  return by_row, 1 - noise / whole
+  return jax.grad(loss_of)(variables)
 
 
-def directions(matrix):
-  vectors, values, _ = np.linalg.svd(matrix)
-  return Directions(vectors, values**2)
+def mean(trees):
+  return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 
-def slow_kernels(group, params):
-  kernel = group.site.layout.matrices(tree.get(params, group.site.kernel_path))
-  return kernel.reshape(-1, group.in_features, group.out_features)
-
-
-def slow_biases(group, params):
-  if not group.has_bias:
-    return np.zeros((len(group.rows), group.out_features))
-  bias = group.site.layout.vectors(tree.get(params, group.site.bias_path))
-  return bias.reshape(-1, group.out_features)
+def square(gradients, adapted):
+  """The square of the gradients of all kernels."""
+  params = nn.meta.unbox(gradients['params'])
+  kernels = [tree.get(params, group.site.kernel_path) for group in adapted.places.groups]
+  return sum(np.sum(kernel**2) for kernel in kernels)
 
 
 def allocated(problem, *, loss=loss, **options):
@@ -137,17 +113,39 @@ def allocated(problem, *, loss=loss, **options):
 
 
 @pytest.mark.parametrize('make', [mixed, scanned, live])
-def test_scores_are_those_of_full_gradients(make):
+def test_scores_are_squared_gradients_of_units_at_their_starting_values(make):
   adapted, variables, batches = make()
   found = allocated((adapted, variables, batches))
-  slow, signal = slow_gradients(adapted, variables, batches)
-  for row, gradients in slow.items():
-    norm = unit_scores.xavier_norm(adapted.spec.layers[row].in_features, 2)
-    expected = unit_scores.score_units(gradients, 2, norm)
-    for scores, same in zip(found.scores, expected, strict=True):
-      # The key's bias moves all of a softmax's logits alike, so that its gradient is rounding.
-      assert_allclose(scores[row], same, rtol=0, atol=4e-4 * np.abs(same).max() + 1e-17)
-  assert_allclose(found.signal, signal, rtol=1e-4)
+
+  def gradients_of(*forms):
+    genome = np.tile(np.int8(forms), (len(adapted.spec), 1))
+    every = [gradient(adapted, found.variables, genome, batch) for batch in batches]
+    return jax.device_get(every)
+
+  of_vectors, of_loras = gradients_of(2, 4, 1, 0, 2), gradients_of(4, 0, 0, 0, 0)
+  vectors, loras = mean(of_vectors), mean(of_loras)
+  for group in adapted.places.groups:
+    own, of_A = (group.arrays(each['glora']) for each in (vectors, loras))
+    for index, row in group.slices():
+      units = {'A_vector': own['A_up'][index][0], 'A_lora': of_A['A_up'][index]}
+      units |= {'B_lora': own['B_up'][index], 'C_vector': np.zeros(1), 'E_vector': np.zeros(1)}
+      if group.has_bias:
+        units |= {'C_vector': own['C_down'][index][:, 0], 'E_vector': own['E'][index]}
+      for name, of_unit in units.items():
+        squares = (of_unit**2).sum(-1)
+        # The key's bias moves all of a softmax's logits alike, so that its gradient is rounding.
+        atol = 4e-4 * squares.max() + 1e-17
+        assert_allclose(getattr(found.scores, name)[row], squares, rtol=0, atol=atol)
+  whole = square(loras, adapted)
+  noise = (np.mean([square(each, adapted) for each in of_loras]) - whole) / (len(batches) - 1)
+  assert_allclose(found.signal, 1 - noise / whole, rtol=1e-4)
+
+
+def test_starting_values_change_no_output():
+  adapted, variables, [(images, _), *_] = mixed()
+  found = allocated(mixed())
+  begun = adapted.apply(found.variables, images, genome=found.genome)
+  assert_allclose(begun, adapted.model.apply({'params': variables['params']}, images), atol=1e-5)
 
 
 def test_kernels_of_layers_without_a_bias_stay_on_the_device(monkeypatch):
@@ -185,25 +183,11 @@ def test_a_thin_sketch_finds_the_first_directions_of_a_large_kernel():
   adapted = glora_jax.adapt(model, images, space=SPACE)
   variables = adapted.init(jax.random.key(3), random_params(model, images))
   found = allocated((adapted, variables, batches))
-  full = slow_gradients(adapted, variables, batches)[0][0]
-  exact = unit_scores.score_units(full, 2, unit_scores.xavier_norm(150, 2))
-  assert_allclose(found.scores.B_lora[0], exact.B_lora, rtol=0.02)
-
-
-def test_starting_values_lie_on_the_mean_gradient_and_change_no_output():
-  adapted, variables, batches = mixed()
-  found = allocated((adapted, variables, batches))
-  full = slow_gradients(adapted, variables, batches)[0][0]
-  for name, expected in (('B_down', full.kernel), ('A_down', full.scaled_kernel)):
-    factor = nn.meta.unbox(found.variables['glora']['conv'][name])
-    left = expected.vectors[:, 0]
-    norm = unit_scores.xavier_norm(len(left), 2)
-    assert_allclose(np.linalg.norm(factor, axis=0), norm, rtol=1e-4)
-    assert abs(left @ factor[:, 0]) > 0.999 * norm
-  outputs = adapted.apply(found.variables, batches[0][0], genome=found.genome)
-  assert_allclose(
-    outputs, adapted.model.apply({'params': variables['params']}, batches[0][0]), atol=1e-5
-  )
+  nothing = np.zeros((2, 5), np.int8)
+  exact = gradient(adapted, variables, nothing, (images, labels))['params']['layers_0']['kernel']
+  squares = np.linalg.svd(exact).S[:2] ** 2
+  expected = unit_scores.xavier_norm(150, 2) ** 2 * squares
+  assert_allclose(found.scores.B_lora[0], expected, rtol=0.02)
 
 
 def test_the_genome_is_what_the_scores_choose_without_a_budget_at_the_knee():
