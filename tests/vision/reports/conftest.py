@@ -24,10 +24,10 @@ def result(task, accuracy, protocol):
   images = {**pages.RESULT['data']['images'], trained: 30}
   data = {**pages.RESULT['data'], 'images': images}
   fields = {'data': data, 'task': task, 'protocol': protocol, 'train_on': trained}
-  structures = {}
-  for name, (label, less) in labels.items():
-    structures[name] = pages.structure(250_000, (accuracy - less) / 100, label=label)
-    structures[name]['val_accuracy'] = None if protocol == 'paper' else 0.5
+  structures = {
+    name: pages.structure(250_000, (accuracy - less) / 100, label=label)
+    for name, (label, less) in labels.items()
+  }
   return {**pages.RESULT, **fields, 'structures': structures}
 
 
@@ -62,13 +62,25 @@ def allocation():
   return Allocation(genome, {}, spec, scores, curve, 40, False)
 
 
+@pytest.fixture
+def findings(allocation):
+  """What the page of a run is written from."""
+  return pages.make_findings(allocation)
+
+
+@pytest.fixture
+def board(allocation):
+  """A grid of five structures."""
+  return pages.make_grid(allocation)
+
+
 @pytest.fixture(params=['run', 'grid', 'suite', 'generalization'])
-def any_page(request, tmp_path, allocation, make_board):
+def any_page(request, tmp_path, findings, board, make_board):
   """The elements of a page of each kind; of a suite one task is done, one failed, one not ready."""
   if request.param == 'run':
-    return pages.write_run(tmp_path, pages.make_findings(allocation))
+    return pages.write_run(tmp_path, findings)
   if request.param == 'grid':
-    return pages.write_board(tmp_path, pages.make_grid(allocation))
+    return pages.write_board(tmp_path, board)
   if request.param == 'generalization':  # the widest table
     shifted = make_board({f'generalization/{seed}': 70.0 for seed in (0, 1)}, 'generalization/all')
     for result in shifted.results.values():

@@ -30,9 +30,8 @@ def test_a_loss_has_decades():
   assert axis('loss', [0.03, 4], is_log=True).values == [0.01, 0.1, 1, 10]
 
 
-def test_the_search_shows_mean_and_best_of_every_generation(allocation):
-  found = pages.make_findings(allocation)
-  charts, _ = curves.search_blocks(found.result, found.spec, found.archive)
+def test_the_search_shows_mean_and_best_of_every_generation(findings):
+  charts, _ = curves.search_blocks(findings.result, findings.spec, findings.archive)
   shown = [[y for _, y in line.points] for line in charts.charts[0].lines]
   assert sorted(shown[0]) == pytest.approx([50, 60, 80, 90])
   assert shown[1:] == [pytest.approx([65, 75]), pytest.approx([80, 90])]
@@ -53,15 +52,15 @@ def test_a_long_curve_of_values_reaches_its_end(allocation):
 @pytest.mark.parametrize(
   'line', ['', '{"stage": "head", "epoch": 1, "loss": NaN, "accuracy": null}\n']
 )
-def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path, allocation):
+def test_nothing_is_drawn_of_training_where_nothing_can_be(line, tmp_path, findings):
   metrics = tmp_path / 'metrics.jsonl'
   metrics.write_text(line)
-  assert curves.training_blocks(str(metrics), pages.make_findings(allocation).result) == []
+  assert curves.training_blocks(str(metrics), findings.result) == []
 
 
-def test_training_shows_every_stage_validation_and_the_best_epoch(tmp_path, allocation):
+def test_training_shows_every_stage_validation_and_the_best_epoch(tmp_path, findings):
   (tmp_path / 'metrics.jsonl').write_text(pages.METRICS)
-  result = pages.make_findings(allocation).result
+  result = findings.result
   charts, _ = curves.training_blocks(str(tmp_path / 'metrics.jsonl'), result)
   shown = [(line.label, [y for _, y in line.points]) for line in charts.charts[0].lines]
   assert shown == [

@@ -13,7 +13,7 @@ from glora_jax.vision.reports import page, table
 from glora_jax.vision.reports.table import Board, Cell
 
 
-def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
+def test_a_page_fetches_nothing_runs_nothing_and_links_to_what_is_there(any_page):
   assert not any_page.all('script', 'iframe', 'object', 'embed')
   for element in everything(any_page):
     assert not any(name.startswith('on') for name in element.attributes)
@@ -24,17 +24,14 @@ def test_a_page_fetches_nothing_runs_nothing_and_says_so(any_page):
   assert not re.search(r'url\(|@import|https?:', style.text)
   policies = [each.attributes.get('content', '') for each in any_page.all('meta')]
   assert any(policy.startswith("default-src 'none'") for policy in policies)
+  names = [each.attributes['id'] for each in everything(any_page) if 'id' in each.attributes]
+  links = {each.attributes['href'] for each in any_page.all('a')}
+  assert {link.removeprefix('#') for link in links if link[0] == '#'} <= set(names)
 
 
 def everything(element):
   """All elements within one."""
   return [each for inner in element.inner for each in (inner, *everything(inner))]
-
-
-def test_what_a_page_links_to_is_there(any_page):
-  names = [each.attributes['id'] for each in everything(any_page) if 'id' in each.attributes]
-  links = {each.attributes['href'] for each in any_page.all('a')}
-  assert {link.removeprefix('#') for link in links if link[0] == '#'} <= set(names)
 
 
 def test_names_from_strangers_are_text(tmp_path, allocation):
@@ -47,8 +44,8 @@ def test_names_from_strangers_are_text(tmp_path, allocation):
   assert all(image.attributes['src'].startswith('data:image/png;') for image in root.all('img'))
 
 
-def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
-  root = pages.write_run(tmp_path, pages.make_findings(allocation))
+def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, findings):
+  root = pages.write_run(tmp_path, findings)
   head = root.all('header')[0].words()
   for told in (
     'classifies 80.0% of 40 test images correctly',
@@ -68,8 +65,7 @@ def test_the_figures_of_a_run_are_those_of_its_result(tmp_path, allocation):
   assert pages.MADE['command'] in root.words()
 
 
-def test_a_page_says_at_whose_learning_rate_the_baselines_are_trained(tmp_path, allocation):
-  findings = pages.make_findings(allocation)
+def test_a_page_says_at_whose_learning_rate_the_baselines_are_trained(tmp_path, findings):
   told = pages.write_run(tmp_path, findings).all('header')[0].words()
   assert "at the result's learning rate and without the epochs of its finetuning, so" in told
   cells = {'rate': Cell('pets', '', None, 1000, 1e-3), 'tested': Cell('pets')}
@@ -101,17 +97,16 @@ def test_every_class_has_its_metrics_in_a_table_that_folds_if_it_is_long(
   assert ('confusion' in drawn) == (number <= 20)
 
 
-def test_images_that_were_left_out_are_named_with_the_reason(tmp_path, allocation):
+def test_images_that_were_left_out_are_named_with_the_reason(tmp_path, findings):
   whole = record.Row('train', 'cat', 'cat/1.jpg', '1', 'digest', '')
   broken = record.Row('test', 'cat', f'{pages.IMAGE}/2.jpg', '0', '', 'not a readable image (x)')
   record.write(str(tmp_path), [whole, broken])
-  root = pages.write_run(tmp_path, pages.make_findings(allocation))
+  root = pages.write_run(tmp_path, findings)
   assert [broken.image, 'test', broken.fault] in root.rows()
   assert whole.image not in root.text
 
 
-def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, allocation):
-  findings = pages.make_findings(allocation)
+def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, findings):
   findings.outcome.classes[:] = findings.outcome.labels
   findings.result['structures'] = {'gradient': findings.result['structures']['search']}
   findings.result['result'], findings.archive = 'gradient', None
@@ -121,8 +116,7 @@ def test_a_run_without_errors_search_and_other_structures_has_a_page(tmp_path, a
   assert 'Search' not in [heading.words() for heading in root.all('h2')]
 
 
-def test_a_run_without_a_test_has_a_page_of_validation_accuracies(tmp_path, allocation):
-  findings = pages.make_findings(allocation)
+def test_a_run_without_a_test_has_a_page_of_validation_accuracies(tmp_path, findings):
   del findings.result['fold_max_abs_diff']
   for found in findings.result['structures'].values():
     del found['test_accuracy']
@@ -148,8 +142,7 @@ def test_a_list_is_said_to_be_written_before_the_test_only_if_it_was(
   assert ('dtd: added to test_list.json after other runs had been tested' in text) == bool(late)
 
 
-def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, allocation):
-  findings = pages.make_findings(allocation)
+def test_a_notebook_shows_parts_of_a_page_with_the_papers_warning(tmp_path, findings):
   findings.result['protocol'] = 'paper'
   pages.write_run(tmp_path, findings)
   frame = html_pages.parse(page.show(str(tmp_path), 'errors', 'accuracy')._repr_html_())

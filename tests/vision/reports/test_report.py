@@ -11,15 +11,15 @@ from glora_jax.vision.reports import accuracy, errors, making, report
 
 
 @pytest.mark.parametrize('paired, is_doubtful', [((24, 0), False), ((84, 60), True)])
-def test_answers_to_the_same_images_decide_what_is_chance(allocation, paired, is_doubtful):
-  result = pages.make_findings(allocation).result
+def test_answers_to_the_same_images_decide_what_is_chance(findings, paired, is_doubtful):
+  result = findings.result
   for name in ('linear', 'lora', 'gradient'):
     result['structures'][name] |= pages.structure(0, 0.5, paired)
   assert accuracy.tell_verdict(result).count("(may be chance: McNemar's") == 2 * is_doubtful
 
 
-def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_images(allocation):
-  result = pages.make_findings(allocation).result
+def test_the_result_is_compared_with_the_other_that_is_best_on_the_validation_images(findings):
+  result = findings.result
   lora, gradient = (result['structures'][name] for name in ('lora', 'gradient'))
   assert lora['test_accuracy'] < gradient['test_accuracy']
   lora['val_accuracy'] = 0.9
@@ -43,8 +43,8 @@ def test_errors_are_the_surest_images_and_pairs_of_classes_and_of_few_classes_a_
   assert counts == [[1, 2, 0], [0, 1, 0], [1, 0, 0]]
 
 
-def test_the_table_has_a_column_for_every_further_test_set(allocation):
-  result = pages.make_findings(allocation).result
+def test_the_table_has_a_column_for_every_further_test_set(findings):
+  result = findings.result
   others = {'v2': 0.25, 'sketch': 0.125}
   further = pages.structure(1234, 0.5, label='a structure', other_test_accuracies=others)
   result['structures'] = {'linear': further, 'search': further}
@@ -53,8 +53,8 @@ def test_the_table_has_a_column_for_every_further_test_set(allocation):
   assert '| a structure | 1,234 | 50.0 | 50.0 | 25.0 | 12.5 |' in lines[2]
 
 
-def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocation):
-  lines = str(making.table_of_programs(pages.make_findings(allocation).result)).splitlines()
+def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(findings):
+  lines = str(making.table_of_programs(findings.result)).splitlines()
   assert lines[2:] == [
     '| supernet | training steps | 1 min 1 s | 1.0 | 0.0 | 3,072.0 |',
     '| lora:2 | scoring | 0.2 s | unknown | unknown | unknown |',
@@ -62,8 +62,8 @@ def test_the_cost_is_that_of_each_compiled_program_as_far_as_it_is_known(allocat
 
 
 @pytest.mark.parametrize('structure', ['gradient', 'lora:2', 'runs/x/genome.json'])
-def test_how_a_structure_of_a_file_was_chosen_is_not_made_up(allocation, structure):
-  result = pages.make_findings(allocation).result
+def test_how_a_structure_of_a_file_was_chosen_is_not_made_up(findings, structure):
+  result = findings.result
   text = making.tell_protocol({**result, 'evaluations': None, 'structure': structure})
   assert ('does not record how it was chosen' in text) == structure.endswith('.json')
 

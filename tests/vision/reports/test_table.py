@@ -139,8 +139,8 @@ def told_gains(board):
   return '\n'.join(accuracy.tell_gains(pivot_of(board)))
 
 
-def test_a_grids_table_has_means_and_spreads_in_the_order_of_parameters(allocation):
-  assert summary(pages.make_grid(allocation)) == [
+def test_a_grids_table_has_means_and_spreads_in_the_order_of_parameters(board):
+  assert summary(board) == [
     '| linear probe | 0 | 50.0 ± 0.0 | 81.0 ± 1.4 | 0.001 | 30 |',
     '| gradient, at most 60 | 40 | 50.0 ± 0.0 | 95.0 ± 0.0 | 0.001 | 30 |',
     '| searched, at most 200 | 150 | 50.0 ± 0.0 | 91.0 ± 0.0 | 0.001 | 30 |',
@@ -157,8 +157,7 @@ def test_a_base_that_was_trained_whole_has_no_structure_to_draw(tmp_path):
   assert 'Structures' not in [heading.words() for heading in page.all('h2')]
 
 
-def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(allocation):
-  board = pages.make_grid(allocation)
+def test_the_table_does_not_depend_on_the_order_in_which_runs_ended(board):
   rows = table.rows_of(board)
   board.results = dict(reversed(board.results.items()))
   assert table.rows_of(board) == rows
@@ -171,8 +170,7 @@ def set_validation(board, **shares):
       found['val_accuracy'] = shares.get(structure, found['val_accuracy'])
 
 
-def test_validation_accuracy_chooses_the_best_of_a_grid_and_the_best_within_a_budget(allocation):
-  board = pages.make_grid(allocation)
+def test_validation_accuracy_chooses_the_best_of_a_grid_and_the_best_within_a_budget(board):
   set_validation(board, lora=0.7, linear=0.6, gradient=0.7, search=0.65)
   told = accuracy.tell_best(pivot_of(board))
   assert 'on the validation images is gradient, at most 60 (tied with 1 other): 95.0' in told
@@ -182,8 +180,7 @@ def test_validation_accuracy_chooses_the_best_of_a_grid_and_the_best_within_a_bu
   assert 'Searched, at most 200: +10.0 ± 1.4 points against linear probe' in told_gains(board)
 
 
-def test_a_grid_without_validation_accuracy_has_no_best(allocation, tmp_path):
-  board = pages.make_grid(allocation)
+def test_a_grid_without_validation_accuracy_has_no_best(board, tmp_path):
   set_validation(board, **dict.fromkeys(('full', 'linear', 'lora', 'gradient', 'search')))
   head = pages.write_board(tmp_path, board).all('header')[0].words()
   assert '12 of 12 runs are done. None of 5 structures is called the best' in head
@@ -215,8 +212,7 @@ def test_structures_are_compared_at_the_seeds_that_all_have_finished():
   assert pivot_of(board).best is None
 
 
-def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it(allocation):
-  board = pages.make_grid(allocation)
+def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it(board):
   set_validation(board, gradient=0.6)
   for seed in (0, 1):
     structures = board.results[f'search-200/{seed}']['structures']
@@ -227,8 +223,7 @@ def test_the_best_of_a_grid_is_a_structure_with_weights_that_were_trained_for_it
   assert '| inherited, at most 200 | 150 | 99.0 ± 0.0 | 99.0 ± 0.0 | 0.001 | 30 |' in summary(board)
 
 
-def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
-  board = pages.make_grid(allocation)
+def test_gains_are_paired_differences_to_the_best_within_the_budget(board):
   set_validation(board, lora=0.6)
   assert 'Searched, at most 200: +2.0 ± 1.4 points against lora' in told_gains(board)
   del board.results['lora/0'], board.results['linear/0']  # only seed 1 has a pair
@@ -236,8 +231,7 @@ def test_gains_are_paired_differences_to_the_best_within_the_budget(allocation):
   assert 'Gradient, at most 60: +13.0 points against linear probe' in told_gains(board)
 
 
-def test_a_failed_seed_is_missing_from_the_mean_and_named_above_it(allocation, tmp_path):
-  board = pages.make_grid(allocation)
+def test_a_failed_seed_is_missing_from_the_mean_and_named_above_it(board, tmp_path):
   del board.results['lora/1']
   board.failed['lora/1'] = 'The loss was not finite.'
   for seed in (0, 1):
@@ -248,8 +242,7 @@ def test_a_failed_seed_is_missing_from_the_mean_and_named_above_it(allocation, t
   assert '| lora | 180 | 50.0 (1 of 2) | 90.0 (1 of 2) | 0.001 | 30 |' in summary(board)
 
 
-def test_rates_that_were_tried_are_in_the_table_and_in_no_mean(allocation, tmp_path):
-  board = pages.make_grid(allocation)
+def test_rates_that_were_tried_are_in_the_table_and_in_no_mean(board, tmp_path):
   for _ in range(2):
     page = pages.write_board(tmp_path, board)
     assert ['lora', '50.0', '75.0'] in page.rows()
@@ -270,8 +263,10 @@ def test_a_mean_of_means_has_the_spread_over_seeds():
   assert Number({0: 1.0}).deviation is None
 
 
-def test_the_table_has_every_class_of_every_result_and_no_mean_counts_them(allocation, tmp_path):
-  board, by_class = pages.make_grid(allocation), pages.make_findings(allocation).result['by_class']
+def test_the_table_has_every_class_of_every_result_and_no_mean_counts_them(
+  board, findings, tmp_path
+):
+  by_class = findings.result['by_class']
   without = summary(board)
   for name in board.tested:
     board.results[name]['by_class'] = by_class
@@ -284,8 +279,7 @@ def test_the_table_has_every_class_of_every_result_and_no_mean_counts_them(alloc
     assert {line[name] for line in lines} == {str(column['dog'])}
 
 
-def test_balanced_accuracies_stand_beside_the_others_with_their_spread(allocation):
-  board = pages.make_grid(allocation)
+def test_balanced_accuracies_stand_beside_the_others_with_their_spread(board):
   for name in board.tested:
     [found] = board.results[name]['structures'].values()
     found |= {'val_balanced_accuracy': 0.25, 'test_balanced_accuracy': found['test_accuracy'] / 2}
