@@ -81,7 +81,8 @@ def _decoder(module, rows, layer, fields):
   )
 
 
-PLAIN = {'vocab_size': VOCABULARY, 'rope_theta': 10000, 'norm_eps': 1e-6}
+# The frequency is the one that tunix's Llama and Qwen compute with whatever their config has.
+PLAIN = {'vocab_size': VOCABULARY, 'rope_theta': 1_000_000, 'norm_eps': 1e-6}
 ROUTED = {**PLAIN, 'num_experts': 4, 'num_experts_per_tok': 2}
 GEMMA_ATTENTION = {  # keys and values lie in one parameter, which is one row
   'attn/q_einsum/w': Kernel('oio'),
