@@ -18,6 +18,17 @@ class Mlp(nn.Module):
     return nn.Dense(self.classes, name='head')(nn.gelu(x))
 
 
+class Image(nn.Module):
+  """A convolution and a linear layer, which is the head."""
+
+  groups: int = 1
+
+  @nn.compact
+  def __call__(self, x):
+    conv = nn.Conv(4, (2, 2), feature_group_count=self.groups, name='conv')
+    return nn.Dense(2, name='fc')(conv(x))
+
+
 class Block(nn.Module):
   """A block of a transformer, which drops its branches now and then."""
 

@@ -14,7 +14,7 @@ from comparing import assert_close, assert_refused, random_params, trained_varia
 from numpy.testing import assert_array_equal
 from peft_files import contents, numbers, write
 from places import ROOT
-from small_models import Decoder, Mlp
+from small_models import Decoder, Image, Mlp
 
 from glora_jax import SearchSpace, adapt, adapt_function, hub
 from glora_jax.peft import load_peft, save_peft
@@ -274,15 +274,6 @@ def test_the_adapter_of_a_training_that_diverged_is_named():
   adapter = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
   variables = {**case.variables, 'glora': adapter}
   assert_refused('model.fc.lora', save_peft, 'never', fixed, variables, NAMES)
-
-
-class Image(nn.Module):
-  groups: int = 1
-
-  @nn.compact
-  def __call__(self, x):
-    conv = nn.Conv(4, (2, 2), feature_group_count=self.groups, name='conv')
-    return nn.Dense(2, name='fc')(conv(x))
 
 
 TOKENS = jnp.array([[1, 2]])

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 from comparing import assert_refused, random_params, trained_variables
 from numpy.testing import assert_array_equal
+from small_models import Image
 
 import glora_jax
 from glora_jax import files, save_folded
@@ -135,48 +136,37 @@ def test_a_folder_whose_writing_stopped_has_no_index(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'changes, named',
+  'names, named',
   [
-    ({'head': 'embed_tokens'}, 'embed_tokens.weight stands'),
-    ({'head': ['a', 'b']}, '5 outputs of head'),
-    ({r'layers/(\w+)': r'layers.\1'}, "'{}' 1 times"),
-    ({'head': ''}, "''"),
+    (NAMES | {'head': 'embed_tokens'}, 'embed_tokens.weight stands'),
+    (NAMES | {'head': ['a', 'b']}, '5 outputs of head'),
+    (NAMES | {r'layers/(\w+)': r'layers.\1'}, "'{}' 1 times"),
+    (NAMES | {'head': ''}, "''"),
+    ({'never': 'never'}, 'embed/embedding'),
   ],
 )
-def test_names_that_do_not_fit_are_refused_before_anything_is_written(changes, named, tmp_path):
+def test_names_that_do_not_fit_are_refused_before_anything_is_written(names, named, tmp_path):
   case, folder = trained(), tmp_path / 'folded'
-  assert_refused(named, save_folded, folder, case.adapted, case.variables, NAMES | changes)
+  assert_refused(named, save_folded, folder, case.adapted, case.variables, names)
   assert not folder.exists()
 
 
-def test_what_no_name_is_for_or_what_diverged_is_named(tmp_path):
+def test_a_training_that_diverged_and_a_free_structure_are_refused(tmp_path):
   case = trained()
   diverged = jax.tree.map(lambda x: x * np.nan, case.variables)
-  for named, variables, names in (
-    ('embed/embedding', case.variables, {'never': 'never'}),
-    ('embed_tokens.weight', diverged, NAMES),
+  for named, adapted, variables in (
+    ('embed_tokens.weight', case.adapted, diverged),
+    ('needs a fixed structure', case.adapted.fix(None), case.variables),
   ):
-    assert_refused(named, save_folded, tmp_path, case.adapted, variables, names)
-
-
-class Image(nn.Module):
-  @nn.compact
-  def __call__(self, x):
-    return nn.Dense(2, name='fc')(nn.Conv(3, (2, 2), name='conv')(x))
+    assert_refused(named, save_folded, tmp_path, adapted, variables, NAMES)
 
 
 @pytest.mark.parametrize('convs', [False, True])
 def test_a_kernel_whose_axes_are_not_those_of_a_linear_layer_is_refused(convs, tmp_path):
-  inputs = jnp.zeros((1, 4, 4, 3))
+  inputs = jnp.zeros((1, 4, 4, 4))
   adapted = glora_jax.adapt(Image(), inputs, structure='lora:2', convs=convs, heads=None)
   variables = trained_variables(adapted, random_params(Image(), inputs))
   assert_refused('conv', save_folded, tmp_path / 'a', adapted, variables, {'(.*)': r'\1'})
-
-
-def test_a_free_structure_is_refused(tmp_path):
-  case = trained()
-  free = case.adapted.fix(None)
-  assert_refused('needs a fixed structure', save_folded, tmp_path, free, case.variables, NAMES)
 
 
 def test_leaves_of_a_function_that_are_no_arrays_are_left_out(tmp_path):

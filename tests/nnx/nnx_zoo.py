@@ -17,6 +17,8 @@ from flax import nnx
 from hand_count import Kernel, Kernels, NnxExample, beside, registry
 from trees import normal
 
+from glora_jax.nnx import Genome
+
 WIDTH, HIDDEN, HEADS, CLASSES = 8, 14, 2, 3
 BATCH, TIME, ROWS = 2, 5, 4
 
@@ -202,6 +204,48 @@ def scans_in_a_vmap():
   # Stacked vectors look like matrices where no scan says which axis is the stack.
   uncovered = ('members/layers/norm/bias', 'members/layers/norm/scale')
   return NnxExample(made(Ensemble), (activations(),), kernels, 6, uncovered=uncovered)
+
+
+class OnOneInput(nnx.Module):
+  """Layers that are stacked, and all run on the same input."""
+
+  def __init__(self, *, rngs):
+    make = nnx.vmap(lambda rngs: nnx.Linear(WIDTH, CLASSES, rngs=rngs))
+    self.layers = nnx.split_rngs(splits=3)(make)(rngs)
+
+  def __call__(self, x):
+    return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x)
+
+
+@example
+def mapped_over_one_input():
+  kernels = {'layers/kernel': beside('sio', 'layers/kernel')}
+  options = {'stacks': {'layers': 0}}
+  return NnxExample(made(OnOneInput), (vectors(),), kernels, 3, options=options)
+
+
+class Loops(nnx.Module):
+  """Models side by side by `nnx.vmap`, each of which loops over the first axis of its kernel."""
+
+  def __init__(self, size, *, rngs):
+    shape = (size, size, size, size)  # layer, in, model, out
+    self.loops = nnx.Dict(kernel=nnx.Param(initial(rngs, *shape)))
+
+  def __call__(self, x):
+    def run(self, x):
+      for kernel in self.loops['kernel'][...]:
+        x = jnp.tanh(x @ kernel)
+      return x
+
+    axes = nnx.StateAxes({(nnx.Param, Genome): 2, ...: None})
+    return nnx.vmap(run, in_axes=(axes, 0))(self, x)
+
+
+@example
+def loops_in_a_vmap():
+  """Either of two axes of the same size might be mapped over; a shape tells which."""
+  kernels, options = {'loops/kernel': Kernel('Siso')}, {'heads': None}
+  return NnxExample(made(Loops, 3), (normal(3, 2, 3),), kernels, 9, options=options)
 
 
 # linen inside NNX: openpi's pattern.

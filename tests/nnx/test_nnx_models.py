@@ -18,7 +18,13 @@ from glora_jax import nnx as glora_nnx
 from glora_jax.nnx import AdapterParam, live
 
 # Small, and unlike each other; the others are left to `.ci/full`.
-QUICK = ('shared_layers', 'streams_as_an_argument', 'scattered_parameters')
+QUICK = (
+  'shared_layers',
+  'streams_as_an_argument',
+  'scattered_parameters',
+  'mapped_over_one_input',
+  'loops_in_a_vmap',
+)
 QUICK_ALIVE = (
   'scanned_along_axis_1',
   'scans_in_a_vmap',

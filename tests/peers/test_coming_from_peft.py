@@ -50,21 +50,22 @@ def test_the_example_prints_the_same_numbers_for_both(tmp_path, monkeypatch, cap
   assert capsys.readouterr().out.count('PEFT') == 5
 
 
-def one_layer(**fields):
-  """(A layer, the same with a random LoRA of PEFT)."""
+def one_layer(folder, **fields):
+  """(Inputs, PEFT's module of a layer with a random LoRA, what `load_peft` makes of it)."""
+  x = torch.randn(4, 8)
   module = torch.nn.Sequential(torch.nn.Linear(8, 5)).eval()
   config = peft.LoraConfig(
     r=2, lora_alpha=4, target_modules=['0'], init_lora_weights=False, **fields
   )
-  return module, peft.get_peft_model(copy.deepcopy(module), config)
+  theirs = peft.get_peft_model(copy.deepcopy(module), config)
+  theirs.save_pretrained(folder)
+  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', scale=2.0, heads=None)
+  return x, theirs, *glora_jax.peft.load_peft(folder, adapted, params)
 
 
 def test_a_lora_is_loaded_with_its_own_factors_so_that_training_continues_as_in_peft(tmp_path):
-  x, (module, theirs) = torch.randn(4, 8), one_layer()
-  theirs.save_pretrained(tmp_path)
+  x, theirs, adapted, variables = one_layer(tmp_path)
   theirs(x).square().sum().backward()
-  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', scale=2.0, heads=None)
-  adapted, variables = glora_jax.peft.load_peft(tmp_path, adapted, params)
   trainable, frozen = adapted.split(variables)
 
   def loss(trainable):
@@ -78,14 +79,12 @@ def test_a_lora_is_loaded_with_its_own_factors_so_that_training_continues_as_in_
 
 
 def test_dropout_drops_what_that_of_peft_drops(tmp_path):
-  x, (module, theirs) = torch.randn(4, 8), one_layer(lora_dropout=0.5)
-  theirs.save_pretrained(tmp_path)
-  adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', scale=2.0, heads=None)
+  x, theirs, adapted, variables = one_layer(tmp_path, lora_dropout=0.5)
   key, dropout = jax.random.key(0), torch.nn.Module()
   of_layers = Dropout(key, 0.5).of_layers(adapted.places.groups[0])
   # PEFT's module, with our draw.
   dropout.forward = lambda x: torch.tensor(np.asarray(of_layers.drop(x.numpy(), 3)))
-  forward = glora_jax.Forward(*glora_jax.peft.load_peft(tmp_path, adapted, params))
+  forward = glora_jax.Forward(adapted, variables)
   assert_close(forward(x), theirs.eval()(x).detach())
   theirs.base_model.model[0].lora_dropout['default'] = dropout
   dropped = forward.dropping_inputs(key, 0.5)(x)

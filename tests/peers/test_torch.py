@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import copy
-import dataclasses
 import functools
 import threading
 import warnings
@@ -18,6 +17,7 @@ import transformers
 from comparing import assert_close, assert_refused, assert_trees_equal, trained_variables, vector
 from hand_count import by_name, quick_first
 from joining import run_on_eight
+from transformers.modeling_outputs import ImageClassifierOutput
 from zoo_cases import SPACE, Case
 
 import glora_jax
@@ -241,27 +241,20 @@ def test_inputs_are_of_jax_numpy_or_pytorch_by_position_or_keyword():
     assert_trees_equal(adapted.apply(variables, x=x, rows=rows), expected)
 
 
-@dataclasses.dataclass
-class Outputs(transformers.utils.ModelOutput):
-  logits: torch.Tensor | None = None
-  loss: torch.Tensor | None = None
-  states: tuple[torch.Tensor, ...] | None = None
-
-
 def test_outputs_have_their_fields_under_jit_grad_and_vmap():
   def body(module, x):
     hidden = module.hidden(x)
-    return Outputs(logits=module.head(hidden), states=(hidden,))
+    return ImageClassifierOutput(logits=module.head(hidden), hidden_states=(hidden,))
 
   adapted, variables = ready(Small(body))
   x = X.numpy()
   outputs = adapted.apply(variables, x)
   assert outputs.loss is None
-  assert list(outputs) == ['logits', 'states']
+  assert list(outputs) == ['logits', 'hidden_states']
   jitted = jax.jit(adapted.apply)(variables, x)
-  assert isinstance(jitted, Outputs)
+  assert isinstance(jitted, ImageClassifierOutput)
   assert_close(jitted['logits'], outputs.logits)
-  assert_close(jitted.states[0], outputs[1][0])
+  assert_close(jitted.hidden_states[0], outputs[1][0])
   each = jax.vmap(adapted.apply, (None, 0))(variables, x)
   assert_close(each.logits, outputs.logits)
   gradient = jax.grad(lambda variables: adapted.apply(variables, x).logits.sum())(variables)

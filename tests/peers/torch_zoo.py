@@ -20,6 +20,7 @@ from hand_count import Counted, Kernel, Kernels, beside, registry
 from timm.models._efficientnet_builder import decode_arch_def
 
 from glora_jax.method.trace.events import CONVOLUTION, HEAD, ITEM_BY_ITEM, LOOKED_UP
+from tests.peers import families
 
 DEPTH, WIDTH, HIDDEN, HEADS, KV_HEADS, CHANNELS, VOCABULARY = 2, 16, 24, 4, 2, 6, 17
 TIED = f'{LOOKED_UP}, also used in a matmul'
@@ -114,13 +115,6 @@ def _normal(*shape: int) -> torch.Tensor:
 
 IMAGES = _normal(2, 3, 32, 32)
 TOKENS = torch.tensor([[1, 5, 10, 7], [3, 0, 2, 9]])
-VISION = {
-  'hidden_size': WIDTH,
-  'num_hidden_layers': DEPTH,
-  'num_attention_heads': HEADS,
-  'image_size': 32,
-  'patch_size': 8,
-}
 LANGUAGE = {
   'vocab_size': VOCABULARY,
   'hidden_size': WIDTH,
@@ -142,11 +136,8 @@ GATED = 'mlp/gate_proj mlp/up_proj mlp/down_proj'
 
 @example
 def timm_vit():
-  module = timm.models.VisionTransformer(
-    img_size=32, patch_size=8, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, num_classes=5
-  )
   return _counted(
-    module,
+    families.build('timm_vit'),
     (IMAGES,),
     _stack('blocks', 'attn/qkv attn/proj mlp/fc1 mlp/fc2', bias=True),
     8,
@@ -373,7 +364,7 @@ def clip():
   """Two towers, and a projection of each, which a scale multiplies afterwards."""
   config = transformers.CLIPConfig(
     text_config=LANGUAGE,
-    vision_config={**VISION, 'intermediate_size': HIDDEN},
+    vision_config={**families.HF_SHAPE, 'intermediate_size': HIDDEN},
     projection_dim=12,
   )
   names = [f'self_attn/{end}_proj' for end in ('q', 'k', 'v', 'out')]
@@ -396,14 +387,11 @@ def clip():
   )
 
 
-def _image_classifier(kind, fields, layers):
-  module = getattr(transformers, f'{kind}ForImageClassification')(
-    getattr(transformers, f'{kind}Config')(**VISION, **fields, num_labels=5)
-  )
+def _image_classifier(name, layers):
   names = [f'attention/{end}_proj' for end in 'qkvo']
   model = layers.partition('/')[0]
   return _counted(
-    module,
+    families.build(name),
     (IMAGES,),
     _stack(layers, ' '.join([*names, 'mlp/fc1', 'mlp/fc2']), bias=True),
     12,
@@ -418,9 +406,9 @@ def _image_classifier(kind, fields, layers):
 
 @example
 def vit():
-  return _image_classifier('ViT', {'intermediate_size': HIDDEN}, 'vit/layers')
+  return _image_classifier('hf_vit', 'vit/layers')
 
 
 @example
 def dinov2():
-  return _image_classifier('Dinov2', {'mlp_ratio': 2}, 'dinov2/encoder/layer')
+  return _image_classifier('hf_dinov2', 'dinov2/encoder/layer')
