@@ -53,35 +53,25 @@ def lifted(lift, *args, axis=0, **options):
 # ViT in the manner of big_vision: scanned and rematerialized blocks, intermediate values returned.
 
 
-class MlpBlock(nn.Module):
+class AttentionBlock(nn.Module):
   @nn.compact
-  def __call__(self, x):
-    hidden = nn.gelu(nn.Dense(HIDDEN)(x))
-    return nn.Dense(x.shape[-1])(hidden)
-
-
-class ScannedBlock(nn.Module):
-  @nn.compact
-  def __call__(self, x, deterministic=True):
-    y = nn.LayerNorm()(x)
-    attention = nn.MultiHeadDotProductAttention(HEADS, kernel_init=nn.initializers.xavier_uniform())
-    x = x + nn.Dropout(0.1)(attention(y, y), deterministic)
-    y = MlpBlock()(nn.LayerNorm()(x))
-    return x + nn.Dropout(0.1)(y, deterministic), {'mlp': y}
+  def __call__(self, x, deterministic):
+    attention = nn.MultiHeadDotProductAttention(HEADS, dropout_rate=0.1)
+    x = x + attention(x, x, deterministic=deterministic)
+    return x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(HIDDEN)(x))), {'attended': x}
 
 
 class ScannedViT(nn.Module):
   @nn.compact
-  def __call__(self, images, *, train=False):
-    x = nn.Conv(WIDTH, (2, 2), (2, 2), padding='VALID', name='embedding')(images)
+  def __call__(self, x, *, train=False):
     x, out = nn.scan(
-      nn.remat(ScannedBlock, prevent_cse=False, static_argnums=(2,)),
+      nn.remat(AttentionBlock, prevent_cse=False, static_argnums=(2,)),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=nn.broadcast,
       length=2,
-    )(name='encoderblock')(x.reshape(len(x), -1, WIDTH), not train)
-    return nn.Dense(CLASSES, name='head', kernel_init=nn.initializers.zeros)(x.mean(1)), out
+    )(name='encoderblock')(x, not train)
+    return nn.Dense(CLASSES, name='head')(x.mean(1)), out
 
 
 # ResNet: batch statistics, convolutions, a neck and a head.
@@ -338,14 +328,15 @@ BRANCHES = [
   f'steps/branches/{fc}[{i},{j}]' for i in range(2) for j in range(4) for fc in ('fc1', 'fc2')
 ]
 ATTENTION = [f'MultiHeadDotProductAttention_0/{name}' for name in ('query', 'key', 'value', 'out')]
-VIT_BLOCK = (*ATTENTION, 'MlpBlock_0/Dense_0', 'MlpBlock_0/Dense_1')
 GROUPS = [f'scanned/layer[{i},{j}]' for i in range(4) for j in range(2)]
 
 EXAMPLES = {
   'scanned_vit': Example(
     ScannedViT(),
-    tuple(f'encoderblock/{layer}[{i}]' for i in range(2) for layer in VIT_BLOCK),
-    (normal(2, 4, 4, 3),),
+    tuple(
+      f'encoderblock/{layer}[{i}]' for i in range(2) for layer in (*ATTENTION, 'Dense_1', 'Dense_0')
+    ),
+    (normal(2, 4, WIDTH),),
     # Keys add to every logit of a query alike through their bias, which softmax does not see.
     blind='/key',
     axes={
