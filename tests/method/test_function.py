@@ -9,12 +9,20 @@ from comparing import assert_close
 from flax import nnx
 from numpy.testing import assert_array_equal
 from trees import normal, randomized
+from zoo_cases import case_of
 
 import glora_jax
 from glora_jax import tree
 
 D, H, C = 4, 6, 3
 X, W1, W2, W3 = normal(5, D, seed=0), normal(D, H), normal(H, H), normal(H, C)
+
+
+@pytest.mark.parametrize('name', function_zoo.EXAMPLES)
+def test_a_function_is_found_whole_starts_as_itself_folds_by_the_equation_and_has_gradients(name):
+  model = case_of(function_zoo.EXAMPLES[name](), heads=None)
+  model.check_layers()
+  model.check_results()
 
 
 def activated(params, x):

@@ -1,4 +1,4 @@
-"""Genomes: counts, canonical forms, drawing under budgets, JSON."""
+"""Search spaces, and genomes: counts, canonical forms, drawing under budgets, JSON."""
 
 import collections
 import dataclasses
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from glora_jax.method.adapter import ADAPTER, adapter_shapes, init_arrays
 from glora_jax.method.draws import random_genomes, sample_genome, shrink
 from glora_jax.method.genomes import (
   canonicalize,
@@ -20,7 +21,8 @@ from glora_jax.method.genomes import (
   genome_to_json,
   largest_genome,
 )
-from glora_jax.method.space import Layer, SearchSpace, Spec
+from glora_jax.method.presets import preset
+from glora_jax.method.space import MOST_RANKS, TENSORS, Layer, SearchSpace, Spec
 from glora_jax.search.evolution import cross, mutate
 
 LAYERS = Spec(
@@ -160,3 +162,29 @@ def test_json_of_layers_in_another_order_is_read_by_their_names_and_of_renamed_o
   for row in written['layers']:
     row['layer'] = 'a'
   assert genome_from_json(LAYERS, written).tolist() == written['genome']
+
+
+def test_spaces_take_names_or_codes():
+  assert SearchSpace((4,), A=('lora', 'none')) == SearchSpace(4, A=(0, 3))
+  assert hash(Spec((Layer('a', 1, 1),))) == hash(Spec((Layer('a', 1, 1),)))
+
+
+def test_a_genome_has_a_code_for_the_last_of_the_most_ranks():
+  space = SearchSpace(range(1, MOST_RANKS + 1))
+  spec = Spec((Layer('a', 200, 300, space=space),))
+  assert max(len(space.names(tensor)) for tensor in TENSORS) == 2**7  # codes of an int8 from 0 on
+  assert count_params(spec, preset(spec, 'lora')) == MOST_RANKS * (200 + 300)
+  largest = largest_genome(spec)
+  assert largest.dtype == np.int8
+  assert_array_equal(canonicalize(spec, largest), largest)
+  with pytest.raises(ValueError, match=r'has -128 for B .* codes are 0 to 127: none'):
+    count_params(spec, np.array([[0, -128, 0, 0, 0]], np.int8))
+
+
+def test_one_factor_of_every_lora_is_drawn_and_all_else_is_zero():
+  shapes = adapter_shapes(5, 7, (4,), shared=False)
+  adapter = init_arrays(jax.random.key(0)[None], (), shapes, np.float32)
+  drawn = {name for name, value in adapter.items() if np.any(value)}
+  assert drawn == {'A_down', 'B_down', 'C_up'} == {n for n, s in ADAPTER.items() if s.drawn}
+  limit = np.sqrt(6 / (5 + 4))  # Glorot's, of 5 inputs and rank 4
+  assert 0.5 * limit < np.abs(adapter['A_down']).max() < limit
