@@ -4,6 +4,7 @@ import csv
 import fnmatch
 import hashlib
 import os
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from label_lists import write_images
-from mocked_tfds import dataset_of, label_features, mocked, resolve, stored_value  # noqa: F401
 from numpy.testing import assert_array_equal
+from tensorflow_datasets.core import ReadInstruction
 
-from glora_jax.vision.data import pipeline
+from glora_jax.vision.data import pipeline, tfds
 from glora_jax.vision.data.catalog import find
-from glora_jax.vision.data.task import Source
+from glora_jax.vision.data.task import Files, Source
 from glora_jax.vision.data.tasks import fewshot, vtab
 
 SPLITS = ('train', 'val', 'test')
@@ -36,27 +37,61 @@ def test_the_table_of_vtab_is_the_published_one():
     assert (ours.label == 'label') == (row['label'] == 'label')
 
 
+# Sizes of the stored splits, as TFDS's catalogue gives them.
+SIZES = {
+  'cifar100': {'train': 50000, 'test': 10000},
+  'caltech101': {'train': 3059, 'test': 6084},
+  'dtd': {'train': 1880, 'validation': 1880, 'test': 1880},
+  'oxford_flowers102': {'train': 1020, 'validation': 1020, 'test': 6149},
+  'oxford_iiit_pet': {'train': 3680, 'test': 3669},
+  'svhn_cropped': {'train': 73257, 'test': 26032},
+  'sun397': {'train': 76128, 'validation': 10875, 'test': 21750},
+  'patch_camelyon': {'train': 262144, 'validation': 32768, 'test': 32768},
+  'eurosat': {'train': 27000},
+  'resisc45': {'train': 31500},
+  'diabetic_retinopathy_detection': {'train': 35126, 'validation': 10906, 'test': 42670},
+  'clevr': {'train': 70000, 'validation': 15000, 'test': 15000},
+  'dmlab': {'train': 65550, 'validation': 22628, 'test': 22735},
+  'kitti': {'train': 6347, 'validation': 423, 'test': 711},
+  'dsprites': {'train': 737280},
+  'smallnorb': {'train': 24300, 'test': 24300},
+}
+
+
 @pytest.mark.parametrize('vtab_task', vtab.TASKS, ids=lambda vtab_task: vtab_task.name)
-def test_every_task_is_read_from_disjoint_splits_of_the_published_sizes(mocked, vtab_task):
-  task, dataset, seen = find(f'vtab/{vtab_task.name}'), dataset_of(vtab_task), []
+def test_every_task_is_read_from_disjoint_splits_of_the_published_sizes(monkeypatch, vtab_task):
+  monkeypatch.setattr(tfds, 'read', lambda *arguments: arguments)
+  task, label_of = find(f'vtab/{vtab_task.name}'), vtab.LABELS[vtab_task.label]
   assert task.num_classes == vtab_task.classes
-  label_of = vtab.LABELS[vtab_task.label]
-  expressions = {'train': vtab.TRAIN, 'val': vtab_task.val, 'test': vtab_task.test}
-  for split, expression in expressions.items():
-    stored, positions = resolve(dataset, expression)
-    seen += [(stored, position) for position in positions]
-    if split == 'test':
-      assert len(task.open(split).source) == len(positions)
-      continue
-    loaded = pipeline.load(task.open(split), 8)
-    labels = [label_of(label_features(dataset, position)) for position in positions]
-    assert_array_equal(loaded.labels, labels)
-    scale = 255 if dataset == 'dsprites' else 1
-    for index in (0, -1):
-      assert (loaded.images[index] == scale * stored_value(dataset, stored, positions[index])).all()
-  assert len(labels) == 200
+  scale = 255 if 'dsprites' in vtab_task.name else 1  # from stored values to pixels
+  seen = []
+  for split, published in zip(SPLITS, (vtab.TRAIN, vtab_task.val, vtab_task.test), strict=True):
+    builder, *read = task.splits[split]()
+    assert read == [published, label_of, scale]
+    infos = {
+      name: types.SimpleNamespace(num_examples=size) for name, size in SIZES[builder.name].items()
+    }
+    [part] = ReadInstruction.from_spec(published).to_absolute(infos)
+    stored = part.splitname
+    seen += [(stored, n) for n in range(part.from_ or 0, part.to or SIZES[builder.name][stored])]
+  features = {'image', getattr(label_of, 'feature', 'image')}
+  assert features <= builder.info.features.keys()
   number = int(PUBLISHED[vtab_task.name]['test images'])
   assert len(set(seen)) == len(seen) == 1000 + number
+
+
+@pytest.fixture
+def labelled(monkeypatch):
+  """Data sets of TFDS of as many labels as the largest draw needs, and without images."""
+
+  def read(builder, split):
+    classes = range(builder.info.features['label'].num_classes)
+    if builder.name in ('imagenet_a', 'imagenet_r'):
+      classes = classes[::5]
+    labels = [*classes] * (10 if builder.name == 'oxford_flowers102' else 20)
+    return Files([split] * len(labels), labels)
+
+  monkeypatch.setattr(tfds, 'read', read)
 
 
 def write_lists(folder, images, lists):
@@ -106,7 +141,7 @@ def test_dsprites_bins_are_floors():
 
 
 @pytest.mark.parametrize('shots', [1, 16])
-def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
+def test_draws_are_balanced_disjoint_and_decided_by_the_seed(labelled, shots):
   drawn = []
   for seed in (0, 0, 1):
     task = find(f'fewshot/food101/{shots}/{seed}')
@@ -119,7 +154,7 @@ def test_draws_are_balanced_disjoint_and_decided_by_the_seed(mocked, shots):
   assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same(mocked):
+def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same(labelled):
   task = find('fewshot/oxford_flowers102/16/0')
   assert len(task.open('train').labels) == 16 * 102
   assert len(task.open('val').labels) == 4 * 102
@@ -138,7 +173,7 @@ def test_noahs_lists_of_few_shots_are_read(tmp_path):
     assert opened[1].path.endswith(f'/images/{number}1.jpg')
 
 
-def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(mocked):
+def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(labelled):
   task = find('generalization/0')
   assert task.tests == ('test', 'v2', 'sketch', 'a', 'r')
   train = task.open('train')

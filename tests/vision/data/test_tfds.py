@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import tempfile
 
+import numpy as np
 import pytest
 from comparing import assert_refused
 from digits_folder import Digits, copy_digits, prepared_digits
@@ -69,6 +70,8 @@ def test_examples_can_be_pickled_and_moved_and_a_split_that_is_lacking_is_named(
     assert again[7].key == examples[7].key != examples[8].key
     assert_array_equal(again.labels, examples.labels)
     assert_array_equal(again[7].image(), examples[7].image())
+  scaled = tfds.read(copied, 'train[60:]', scale=2)[7].image()
+  assert_array_equal(scaled, 2 * np.asarray(examples[7].image()))
   assert_refused("digits/1.0.0 cannot be read as 'validation'", tfds.read, builder, 'validation')
 
 

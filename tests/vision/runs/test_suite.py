@@ -8,7 +8,6 @@ import re
 import html_pages
 import pytest
 from few_shot_lists import write_few_shot_lists
-from mocked_tfds import mocked  # noqa: F401, a fixture
 from places import get_config
 from tiny_runs import changed, context_of
 
