@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparing import assert_refused, random_params
-from flax import nnx
 from numpy.testing import assert_allclose
 from small_models import Transformer
 from trees import normal, randomized
@@ -88,17 +87,8 @@ def of_function(classes=3, shift=0, **options):
   return glora_jax.adapt_function(mlp, params, X[:1], **options), params
 
 
-def of_nnx():
-  model = nnx.Sequential(
-    nnx.Linear(4, 5, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(5, 3, rngs=nnx.Rngs(1))
-  )
-  adapted, variables = glora_jax.nnx.as_adapted(glora_jax.nnx.attach(model, X, heads='layers/2'))
-  return adapted, variables['params']
-
-
-@pytest.mark.parametrize('make', [of_function, of_nnx])
-def test_functions_and_nnx_models_are_served(make, tmp_path):
-  adapted, params = make()
+def test_a_function_is_served(tmp_path):
+  adapted, params = of_function()
   every = {'': {'A': 'constant', 'B': 'lora', 'C': 'vector', 'D': 'constant', 'E': 'constant'}}
   alone = save(tmp_path, adapted, params, {'a': every, 'b': {'': {'B': 'constant'}}, 'c': 'ssf'})
   pool = pool_of(tmp_path, adapted, params, alone)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from comparing import assert_refused
 from flax import nnx
-from live_models import SPACE, call, randomize
+from live_models import SPACE, call, fresh, randomize
+from live_models import X as INPUTS
 from nnx_zoo import EXAMPLES, WIDTH, Loops, Matrix, OnOneInput, vectors
 from numpy.testing import assert_allclose
 
@@ -98,16 +99,14 @@ def test_layers_that_are_mapped_over_one_input_need_their_axis_named(caplog):
 
 
 def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting():
-  example = EXAMPLES['vit_with_its_convolutions']()
-  (images,) = example.inputs
-  attached = glora_nnx.attach(example.make(), images, space=SPACE)
+  attached = fresh()
   randomize(attached)
   folded = glora_nnx.fold(attached)
   linen = nnx.bridge.ToLinen(lambda rngs: nnx.clone(folded))
-  start = linen.init(jax.random.key(0), images)
-  assert_allclose(linen.apply(start, images), folded(images), atol=1e-5)
-  again = glora_jax.adapt(linen, images)
+  start = linen.init(jax.random.key(0), INPUTS)
+  assert_allclose(linen.apply(start, INPUTS), folded(INPUTS), atol=1e-5)
+  again = glora_jax.adapt(linen, INPUTS)
   assert {layer.name for layer in again.spec} == {layer.name for layer in live.spec(attached)}
   start |= again.init(jax.random.key(0), start['params'])
-  outputs = again.apply(start, images, genome=glora_jax.preset(again.spec, 'full'))
-  assert_allclose(outputs, folded(images), atol=1e-5)
+  outputs = again.apply(start, INPUTS, genome=glora_jax.preset(again.spec, 'full'))
+  assert_allclose(outputs, folded(INPUTS), atol=1e-5)

@@ -1,4 +1,4 @@
-"""PEFT's kinds by PEFT itself, out and in: structures times modules."""
+"""PEFT's kinds by PEFT itself, out and in: structures times modules, and experts."""
 
 import functools
 
@@ -98,18 +98,17 @@ FORMS = {
 
 
 # The attention of torchvision's calls no module.
+@functools.cache
+def ready_example(name, **options):
+  example = torch_zoo.EXAMPLES[name]()
+  options = {'space': glora_jax.SearchSpace((1, 2), scale=2.0), **options, **example.options}
+  return BothWays(example.module, *example.inputs, size=0.1, kwargs=example.kwargs, **options)
+
+
 @quick_first(sorted({*torch_zoo.EXAMPLES} - {'torchvision_vit'}), 'mixtral')
 def test_modules_of_the_zoo_go_out_and_come_back(name, tmp_path):
-  example = torch_zoo.EXAMPLES[name]()
-  parts = dict(example.module.named_modules())
-  case = BothWays(
-    example.module,
-    *example.inputs,
-    space=glora_jax.SearchSpace((2, 4), scale=2.0),
-    size=0.1,
-    kwargs=example.kwargs,
-    **example.options,
-  )
+  case = ready_example(name)
+  parts = dict(case.module.named_modules())
   for forms, row in FORMS.items():
     genome = np.tile(np.array(row, np.int8), (len(case.adapted.spec), 1))
     for layer, codes in zip(case.adapted.spec, genome, strict=True):
@@ -175,3 +174,28 @@ def test_an_adapter_of_peft_is_read_as_a_structure(config, forms, tmp_path, capl
     ready().check_in(tmp_path, config, 0.2)
   read = caplog.text.strip().partition('read as ')[2].split('; ')
   assert {layers.rpartition(' in ')[0] for layers in read} == forms
+
+
+@pytest.mark.parametrize('up', [[0, 3, 4, 3], [0, 0, 0, 0]])
+def test_ranks_of_experts_go_to_peft_and_come_back(up, tmp_path):
+  case = ready_example('mixtral', heads=None)
+  names = [layer.name for layer in case.adapted.spec]
+  genome = np.zeros((len(names), 5), np.int8)
+  genome[[name.endswith('mlp/gate') for name in names], 1] = 3
+  genome[['[' in name for name in names], 1] = 2 * [*up, 4, 0, 3, 4]
+  assert case.check_out(tmp_path, genome) == 'lora'
+
+
+@quick_first(['mixtral', 'gpt_oss'], 'mixtral')
+def test_an_adapter_of_peft_for_experts_and_router_is_read(name, tmp_path):
+  router = 'router' if name == 'gpt_oss' else 'gate'
+  config = peft.LoraConfig(
+    r=1,
+    lora_alpha=3,
+    rank_pattern={'(gate_up|down|q|o)_proj': 2, f'{router}.weight': 2},
+    alpha_pattern={r'layers\.0\..*\.down_proj': 5},
+    target_modules=['q_proj', 'o_proj'],
+    target_parameters=['experts.gate_up_proj', 'down_proj', f'{router}.weight'],
+  )
+  read = ready_example(name, heads=None).check_in(tmp_path, config)
+  assert np.unique(read.genome[:, 1]).tolist() == [0, 4]

@@ -47,7 +47,7 @@ def test_a_module_of_the_zoo_is_found_whole_and_folds_back_into_pytorch(name):
 
 
 def test_experts_of_the_module_run_as_they_did():
-  example = torch_zoo.EXAMPLES['qwen3_moe']()
+  example = torch_zoo.EXAMPLES['mixtral']()
   config = example.module.config
   before = config._experts_implementation, config.to_dict()
   model = glora_jax.torch.Module(example.module)

@@ -239,11 +239,6 @@ def qwen3():
   return _decoder(module, f'{ATTENTION} {GATED}', 14, {TABLE: TIED})
 
 
-@example
-def gemma3():
-  return _decoder(language_model('Gemma3Text'), f'{ATTENTION} {GATED}', 14, {TABLE: TIED})
-
-
 def _routed(kind, router='gate', axes='soi', bias=False, **fields):
   """Each expert is two layers, gate and up together and down; the router is one, too."""
   paths = [
@@ -259,11 +254,6 @@ def _routed(kind, router='gate', axes='soi', bias=False, **fields):
     {path: Kernel(axes, f'{path}_bias' if bias else None) for path in paths},
     bias,
   )
-
-
-@example
-def qwen3_moe():
-  return _routed('Qwen3Moe', num_experts=4, moe_intermediate_size=12)
 
 
 @example
@@ -387,28 +377,18 @@ def clip():
   )
 
 
-def _image_classifier(name, layers):
+@example
+def vit():
   names = [f'attention/{end}_proj' for end in 'qkvo']
-  model = layers.partition('/')[0]
   return _counted(
-    families.build(name),
+    families.build('hf_vit'),
     (IMAGES,),
-    _stack(layers, ' '.join([*names, 'mlp/fc1', 'mlp/fc2']), bias=True),
+    _stack('vit/layers', ' '.join([*names, 'mlp/fc1', 'mlp/fc2']), bias=True),
     12,
     {
-      f'{model}/embeddings/patch_embeddings/projection/weight': CONVOLUTION,
-      f'{model}/embeddings/position_embeddings': ITEM_BY_ITEM,
+      'vit/embeddings/patch_embeddings/projection/weight': CONVOLUTION,
+      'vit/embeddings/position_embeddings': ITEM_BY_ITEM,
       'classifier/weight': HEAD,
     },
     blind=r'attention/k_proj',
   )
-
-
-@example
-def vit():
-  return _image_classifier('hf_vit', 'vit/layers')
-
-
-@example
-def dinov2():
-  return _image_classifier('hf_dinov2', 'dinov2/encoder/layer')
