@@ -10,26 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from places import ROOT
-from toy_search import SMALL, SPEC, TARGET, search
+from toy_search import SMALL, SPEC, search
 
 from glora_jax.method.draws import random_genomes
 from glora_jax.method.genomes import canonicalize, count_params
 from glora_jax.search.evolution import Evolution
 
 
-def test_every_population_has_the_same_shape_and_is_archived_canonical_and_but_once():
-  archive, judge = search()
-  assert len({genome.tobytes() for genome in archive.genomes}) == len(archive) == 140
-  assert_array_equal(canonicalize(SPEC, archive.genomes), archive.genomes)
-  assert [asked.shape for asked in judge.asked] == [(20, 4, 5)] * 7
-  assert archive.generation.tolist() == [g for g in range(7) for _ in range(20)]
-  assert (archive.best() == TARGET).sum() == archive.correct.max()
-
-
 @pytest.mark.parametrize('mode', ['paper', 'pareto', 'random'])
 def test_a_search_ends_in_the_golden_archive(mode):
   golden = json.loads((ROOT / 'tests' / 'golden' / 'searches.json').read_text())[mode]
-  archive, _ = search(dataclasses.replace(SMALL, crossovers=8, mode=mode), budget=300)
+  archive, judge = search(dataclasses.replace(SMALL, crossovers=8, mode=mode), budget=300)
+  assert {asked.shape for asked in judge.asked} == {(20, 4, 5)}  # for one compiled program
   assert [''.join(map(str, genome.ravel())) for genome in archive.genomes] == golden['genomes']
   assert archive.correct.tolist() == golden['correct']
   assert archive.generation.tolist() == golden['generation']

@@ -161,18 +161,6 @@ def test_flowers_have_ten_images_a_class_in_train_and_sixteen_shots_all_the_same
   assert_refused('too few in class 0 (20)', find('fewshot/oxford_flowers102/21/0').open, 'train')
 
 
-def test_noahs_lists_of_few_shots_are_read(tmp_path):
-  folder = tmp_path / 'oxford_pets'
-  names = ('train_meta.list.num_shot_2.seed_1', 'val_meta.list', 'test_meta.list')
-  lists = {name: {f'{n}{label}.jpg': label for label in (0, 1)} for n, name in enumerate(names)}
-  write_lists(folder / 'annotations', folder / 'images', lists)
-  task = find('fewshot/oxford_pets/2/1', Source(source='lists', root=str(tmp_path)))
-  for number, split in enumerate(SPLITS):
-    opened = task.open(split)
-    assert opened.labels.tolist() == [0, 1]
-    assert opened[1].path.endswith(f'/images/{number}1.jpg')
-
-
 def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(labelled):
   task = find('generalization/0')
   assert task.tests == ('test', 'v2', 'sketch', 'a', 'r')
