@@ -173,6 +173,14 @@ def test_sixteen_a_class_are_trained_on_and_a_and_r_are_masked(labelled):
     assert_array_equal(np.flatnonzero(task.mask(split)), np.arange(0, 1000, 5))
 
 
+def test_noahs_lists_of_few_shots_are_read(tmp_path):
+  names = ('train_meta.list.num_shot_2.seed_1', 'val_meta.list', 'test_meta.list')
+  lists = {name: {f'{label}.jpg': label} for label, name in enumerate(names)}
+  write_lists(tmp_path / 'oxford_pets', tmp_path / 'oxford_pets', lists)
+  task = find('fewshot/oxford_pets/2/1', Source(source='lists', root=str(tmp_path)))
+  assert [task.open(split).labels.tolist() for split in SPLITS] == [[0], [1], [2]]
+
+
 def test_noahs_lists_of_imagenets_are_read(tmp_path):
   for data_set in (fewshot.IMAGENET, *fewshot.IMAGENET.shifted):
     lists = {'val_meta.list': {'x/0.jpg': 7, 'x/1.jpg': 12}}
