@@ -107,7 +107,7 @@ def test_an_adapter_goes_onto_its_base_in_fewer_bits_and_from_there_onto_the_lon
 @pytest.mark.parametrize(
   'classes, options, sentence',
   [
-    (3, {'space': glora_jax.SearchSpace(2)}, r'space \(The structure has lora:8 for A of fc'),
+    (3, {'space': glora_jax.SearchSpace(2)}, r'space \(The structure has lora:4 for A of fc'),
     (3, {'structure': 'bitfit'}, 'another structure than this model is fixed to'),
     (5, {}, 'has the heads'),
   ],

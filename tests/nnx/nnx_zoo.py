@@ -1,8 +1,8 @@
 """Small NNX models the way other code bases write them, none of which knows of GLoRA.
 
-Each names where its pattern is from; `tests/peers/test_tunix_peers.py` has tunix itself. All are tiny,
-and their sizes differ from axis to axis. To add a model, write it and a function decorated with
-`example` that counts its kernels by hand.
+Each names where its pattern is from; `tests/peers/test_tunix_peers.py` has tunix itself. All are
+tiny, and their sizes differ from axis to axis. To add a model, write it and a function decorated
+with `example` that counts its kernels by hand.
 """
 
 from __future__ import annotations
