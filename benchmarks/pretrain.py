@@ -32,7 +32,7 @@ SHIFT = 2  # pixels
 SEED = 0
 RECIPE = Recipe(
   epochs=25,
-  warmup_epochs=2,
+  warmup=0.08,
   batch_size=128,
   initial_learning_rate=1e-6,
   learning_rate=1e-3,
@@ -101,5 +101,5 @@ if __name__ == '__main__':
   parser.add_argument('--data', default='/usr/share/datasets/fashion-mnist')
   parser.add_argument('--output', default='backbone.safetensors')
   arguments = parser.parse_args()
-  recipe = dataclasses.replace(RECIPE, epochs=1, warmup_epochs=0) if arguments.quick else RECIPE
+  recipe = dataclasses.replace(RECIPE, epochs=1, warmup=0.0) if arguments.quick else RECIPE
   print_result('pretrain', pretrain(arguments.data, arguments.output, recipe))

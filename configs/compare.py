@@ -43,14 +43,14 @@ def get_config(arguments=''):
   config.sampling.largest = 0.5
   config.training.update(
     epochs=36,
-    warmup_epochs=3,
+    warmup=3 / 36,
     batch_size=64,
     learning_rate=4e-3,
     final_learning_rate=1e-5,
     weight_decay=1e-4,
   )
   config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
-  config.finetune.update(epochs=9, warmup_epochs=1)
+  config.finetune.update(epochs=9, warmup=1 / 9)
   config.suite.seeds = 1
   config.suite.budgets = (20_000, 40_000)
   config.suite.rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)

@@ -56,7 +56,7 @@ def get_config(arguments='oxford_flowers102'):
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
   # The official recipe, which is also the default.
-  config.training.update(epochs=500, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
+  config.training.update(epochs=500, warmup=0.02, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
   config.finetune.epochs = 100
   config = with_settings(config, given['settings'])

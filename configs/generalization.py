@@ -32,7 +32,7 @@ def get_config(arguments='all'):
   config.model.weights = 'in21k-B/16'
   config.space.ranks = (given['rank'],)
   # The official recipe, which is for 1,000 training images, with fewer epochs.
-  config.training.update(epochs=100, warmup_epochs=10, batch_size=64, learning_rate=1e-4)
+  config.training.update(epochs=100, warmup=0.1, batch_size=64, learning_rate=1e-4)
   config.search.update(population=50, generations=20)
   config.finetune.epochs = 100
   config = with_settings(config, given['settings'])

@@ -58,13 +58,11 @@ def get_config(arguments=''):
     config.space.ranks = (given['rank'],) if searches else tuple(range(1, given['rank'] + 1))
     config.allocation.max_rank = max(config.allocation.max_rank, given['rank'])
   config.augment.flip = True
-  warmup = 10 if given['epochs'] >= 20 else given['epochs'] // 10
   rate = 8e-3 if given['weights'] == 'embedded' else 1e-3
-  config.training.update(epochs=given['epochs'], warmup_epochs=warmup, learning_rate=rate)
+  config.training.update(epochs=given['epochs'], warmup=0.1, learning_rate=rate)
   config.search.update(population=50, generations=10)
-  config.finetune.update(
-    epochs=max(1, given['epochs'] // 4), warmup_epochs=0, learning_rate=rate / 2
-  )
+  epochs = max(1, given['epochs'] // 4)
+  config.finetune.update(epochs=epochs, warmup=0.0, learning_rate=rate / 2)
   return shrink(config) if given['tiny'] else config
 
 

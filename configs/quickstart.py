@@ -30,7 +30,7 @@ def get_config(arguments=''):
   config.presets = ('bitfit', 'lora:1@attn')
   config.training.update(
     epochs=24,
-    warmup_epochs=3,
+    warmup=3 / 24,
     batch_size=64,
     learning_rate=8e-3,
     final_learning_rate=1e-5,
@@ -43,7 +43,7 @@ def get_config(arguments=''):
     # Chosen on validation images (benchmarks/RESULTS.md at commit fd8515f5, recipes for the
     # supernet).
     config.sampling.largest = 0.5
-    config.training.epochs = 16
+    config.training.update(epochs=16, warmup=3 / 16)
     config.search.update(population=30, generations=6, parents=10, mutations=15, crossovers=15)
-    config.finetune.update(epochs=8, warmup_epochs=1, learning_rate=4e-3)
+    config.finetune.update(epochs=8, warmup=1 / 8, learning_rate=4e-3)
   return shrink(config) if given['tiny'] else config

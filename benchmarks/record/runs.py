@@ -18,7 +18,7 @@ SHORT = {  # the embedded backbone on digits, with a few epochs of everything
   'budget': 20_000,
   'presets': ('lora', 'gradient'),
   'training.epochs': 5,
-  'training.warmup_epochs': 1,
+  'training.warmup': 1 / 5,
   'training.learning_rate': 4e-3,
   'search.population': 8,
   'search.generations': 2,
@@ -26,14 +26,14 @@ SHORT = {  # the embedded backbone on digits, with a few epochs of everything
   'search.mutations': 4,
   'search.crossovers': 3,
   'finetune.epochs': 1,
-  'finetune.warmup_epochs': 0,
+  'finetune.warmup': 0.0,
   'finetune.learning_rate': 2e-3,
 }
 RUNS: dict[str, Values] = {
   'run/search': {},
   'run/gradient': {
     'structure': 'gradient',
-    'training.warmup_epochs': 0,
+    'training.warmup': 0.0,
     'training.learning_rate': 2e-3,
   },
   'run/pareto, augmented': {

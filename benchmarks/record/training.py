@@ -18,7 +18,14 @@ Values = dict[str, Any]
 
 BATCH, IMAGES, CLASSES, SIDE = 16, 80, 3, 16
 FREQUENCIES = (0.0, 0.7, 1.9, 3.1)
-RECIPE = glora_jax.Recipe(epochs=4, batch_size=BATCH, warmup_epochs=1, learning_rate=3e-3)
+RECIPE = glora_jax.Recipe(
+  epochs=4,
+  batch_size=BATCH,
+  warmup=1 / 4,
+  initial_learning_rate=1e-6,
+  learning_rate=3e-3,
+  final_learning_rate=1e-5,
+)
 CONSISTENCY = glora_jax.Consistency(weight=0.5)
 # A preset, or None for the supernet; fields of a recipe; options of a loss.
 KINDS: dict[str, tuple[str | None, Values, Values]] = {

@@ -36,7 +36,7 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 from benchmarks.machinery.packages import Package, read_package
-from benchmarks.study.study import Study
+from benchmarks.study.study import ENDS, Study
 from benchmarks.study.tasks import distinct
 from glora_jax.files import write_json, write_safetensors
 from glora_jax.training.recipe import Recipe
@@ -250,7 +250,7 @@ STUDY = Study(
   final=('clip_art', 'emoji'),
   budget=149_400,  # of LoRA of rank 2 in every layer
   fixed=('bitfit', 'lora:2', 'ssf'),
-  head=Recipe(epochs=24, warmup_epochs=1, batch_size=38, learning_rate=3e-3),
+  head=Recipe(epochs=24, warmup=1 / 24, batch_size=38, learning_rate=3e-3, **ENDS),
   epochs=24,
   gradient_batch=38,
 )

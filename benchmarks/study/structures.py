@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.machinery.embedded_task import IMAGE_SIZE
 from benchmarks.study.study import (
   BORROWING,
+  ENDS,
   RANDOM,
   TRANSFER,
   Base,
@@ -214,9 +215,7 @@ STUDY = Structures(
   warmup=12,
   last_rate=1e-3,
   draw=lambda task, seed: draw(load_pool(task), seed),
-  head=Recipe(
-    epochs=6, warmup_epochs=1, batch_size=64, learning_rate=1.6e-2, final_learning_rate=1e-5
-  ),
+  head=Recipe(epochs=6, warmup=1 / 6, batch_size=64, learning_rate=1.6e-2, **ENDS),
   budget=10_000,  # of the pass alone, whose scores serve all budgets
 )
 

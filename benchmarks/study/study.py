@@ -37,6 +37,7 @@ from glora_jax.vision.data.pipeline import Split
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 MAX_RANK = 8  # of what a gradient chooses
+ENDS = {'initial_learning_rate': 1e-6, 'final_learning_rate': 1e-5}  # of a warm head's schedule
 OURS, TRANSFER, RANDOM, PROBE, CEILING = 'gradient', 'transfer', 'random(', 'linear', 'finetuning'
 BORROWING = 'pass(prior transfer)'  # as a run does it with `structure='gradient'`
 PURPOSES = ('init', 'head', 'order', 'structure')  # of a seed's random keys

@@ -29,7 +29,7 @@ from safetensors.numpy import load as load_bytes
 from safetensors.numpy import load_file
 
 from benchmarks.machinery.packages import Package, read_package
-from benchmarks.study.study import Study
+from benchmarks.study.study import ENDS, Study
 from glora_jax.files import write_safetensors
 from glora_jax.training.recipe import Recipe
 from glora_jax.vision.data.pipeline import Split
@@ -199,7 +199,7 @@ STUDY = Study(
   fixed=('bitfit', 'lora:1', 'lora:2@attn', 'lora:1@mlp', 'hira:1', 'scale_shift_lora:1@attn'),
   # The best of 10, 30 and 100 epochs and four rates on the development tasks, and as good there as
   # the best of five logistic regressions.
-  head=Recipe(epochs=10, warmup_epochs=1, batch_size=32, learning_rate=3e-3),
+  head=Recipe(epochs=10, batch_size=32, learning_rate=3e-3, **ENDS),
   epochs=3,
   randoms=2,
 )

@@ -143,7 +143,7 @@ def fit(
     ...   adapted.init(jax.random.key(2), params),
     ...   loss,
     ...   {'x': x, 'y': y},
-    ...   glora_jax.Recipe(epochs=50, batch_size=16, learning_rate=0.1, warmup_epochs=1),
+    ...   glora_jax.Recipe(epochs=50, batch_size=16, learning_rate=0.1),
     ...   key=jax.random.key(3),
     ...   progress=False,
     ... )
@@ -293,7 +293,7 @@ def linear_probe(
     >>> labels = (x[:, 0] > 0).astype(int)
     >>> adapted = glora_jax.adapt(Mlp(), x)
     >>> variables = adapted.init(jax.random.key(1), Mlp().init(jax.random.key(2), x)['params'])
-    >>> recipe = glora_jax.Recipe(epochs=20, batch_size=16, learning_rate=0.1, warmup_epochs=1)
+    >>> recipe = glora_jax.Recipe(epochs=20, batch_size=16, learning_rate=0.1)
     >>> loss, data = glora_jax.classification(), (x, labels)
     >>> probe = glora_jax.linear_probe(
     ...   adapted, variables, loss, data, recipe, key=jax.random.key(3), progress=False

@@ -18,18 +18,17 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How to train. The defaults are those of the official GLoRA code.
+  """How to train. The defaults are for a LoRA; the official GLoRA code's are in `configs/`.
 
   Attributes:
     epochs: passes over the data; those over a data set drop the last partial batch.
     batch_size: number of examples in a step, for a data set.
-    steps: number of steps, in place of `epochs`; needed if the number of batches is unknown. The
-      warm-up has the share `warmup_epochs / epochs` of them.
+    steps: number of steps, in place of `epochs`; needed if the number of batches is unknown.
     learning_rate: peak of the schedule, reached after the warm-up; from there a cosine leads down
       to `final_learning_rate` at the last step.
     initial_learning_rate: learning rate at the start of the warm-up.
     final_learning_rate: learning rate at the end of the cosine.
-    warmup_epochs: epochs of linear warm-up.
+    warmup: share of all steps in which the learning rate rises linearly, from 0 to 1.
     weight_decay: AdamW's decoupled weight decay.
     update_used_only: in each step, update only the numbers that the step's structure uses (whose
       gradient is not zero), see `used_only`. The official optimizer updates all of them.
@@ -42,22 +41,22 @@ class Recipe:
 
   Raises:
     TypeError: a field has the wrong type.
-    ValueError: a number is not finite or out of range, `accumulate` does not divide `batch_size`,
-      or `warmup_epochs` is more than `epochs`.
+    ValueError: a number is not finite or out of range, or `accumulate` does not divide
+      `batch_size`.
 
   Example:
-    >>> recipe = Recipe(epochs=10, batch_size=8, warmup_epochs=2)
+    >>> recipe = Recipe(epochs=5, batch_size=8)
     >>> recipe.steps_per_epoch(num_examples=50)
     6
   """
 
-  epochs: int = field(500, least=0)
+  epochs: int = field(10, least=0)
   batch_size: int = field(64, least=1)
   steps: int | None = field(None, least=0)
-  learning_rate: float = field(1e-4, above=0)
-  initial_learning_rate: float = field(1e-6, least=0)
-  final_learning_rate: float = field(1e-5, least=0)
-  warmup_epochs: int = field(10, least=0)
+  learning_rate: float = field(1e-3, above=0)
+  initial_learning_rate: float = field(0.0, least=0)
+  final_learning_rate: float = field(0.0, least=0)
+  warmup: float = field(0.1, least=0, most=1)
   weight_decay: float = field(1e-4, least=0)
   update_used_only: bool = False
   accumulate: int = field(1, least=1)
@@ -69,10 +68,6 @@ class Recipe:
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'accumulate={self.accumulate} must divide batch_size={self.batch_size}; use a divisor.'
-      )
-    if self.warmup_epochs > self.epochs:
-      raise ValueError(
-        f'warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}; lower it.'
       )
 
   def with_rate(self, learning_rate: float) -> Recipe:
@@ -120,7 +115,7 @@ class Recipe:
   def optimizer(self, per_epoch: int | None) -> optax.GradientTransformation:
     """Returns AdamW with linear warm-up and cosine decay over all steps; see `num_steps`."""
     num_steps = self.num_steps(per_epoch)
-    warmup_steps = round(num_steps * self.warmup_epochs / max(self.epochs, 1))
+    warmup_steps = round(num_steps * self.warmup)
     schedule = optax.warmup_cosine_decay_schedule(
       init_value=self.initial_learning_rate if warmup_steps else self.learning_rate,
       peak_value=self.learning_rate,

@@ -138,7 +138,7 @@ def sweep(
     ...   variables,
     ...   loss,
     ...   {'x': x[:64], 'y': y[:64]},
-    ...   glora_jax.Recipe(epochs=10, batch_size=16, warmup_epochs=1),
+    ...   glora_jax.Recipe(epochs=10, batch_size=16),
     ...   rates=[0.1, 1.0, 10.0],
     ...   validation_loss=validation_loss,
     ...   key=jax.random.key(3),

@@ -111,7 +111,7 @@ def test_each_step_of_a_training_drops_others():
     return jnp.mean((forward(batch) - batch) ** 2)
 
   def losses(**options):
-    recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup_epochs=0, **options), []
+    recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup=0.0, **options), []
     options = {'key': KEY, 'progress': False, 'steps_per_dispatch': 1}
     options['on_dispatch'] = lambda state, metrics: seen.append(metrics['loss'])
     glora_jax.fit(adapted, variables, loss, x, recipe, **options)

@@ -112,7 +112,7 @@ def test_a_pure_function_refuses_a_call_whose_batch_statistics_would_be_lost(wit
   model.train()
   glora_nnx.save_adapter(tmp_path / 'adapter.safetensors', model)
   adapted, values = glora_nnx.as_adapted(model)
-  data, recipe = (X, np.zeros(10, int)), glora_jax.Recipe(epochs=1, batch_size=5, warmup_epochs=0)
+  data, recipe = (X, np.zeros(10, int)), glora_jax.Recipe(epochs=1, batch_size=5, warmup=0.0)
   with pytest.raises(ValueError, match=r'statistics norm/(mean|var), and a model from as_adapted'):
     glora_jax.fit(adapted, values, glora_jax.classification(), data, recipe, key=jax.random.key(0))
   model.eval()

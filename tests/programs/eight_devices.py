@@ -27,7 +27,7 @@ from glora_jax.tree import on_host
 MESH = meshes.make_mesh(jax.devices())
 FSDP = meshes.make_mesh(jax.devices(), fsdp=4)
 MIN_BYTES = 1024  # of a sharded array
-RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
+RECIPE = Recipe(epochs=3, batch_size=16, warmup=1 / 3, learning_rate=1e-2)
 
 labels = np.arange(43) % 3
 noise = np.random.default_rng(0).normal(size=(43, 16, 16, 3))

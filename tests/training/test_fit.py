@@ -25,7 +25,7 @@ from glora_jax.training.checkpoints import TrainingCheckpoints
 pytestmark = pytest.mark.accelerator
 
 KEY = jax.random.key(4)
-RECIPE = glora_jax.Recipe(epochs=3, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
+RECIPE = glora_jax.Recipe(epochs=3, batch_size=6, warmup=1 / 3, learning_rate=3e-2)
 
 
 class Killed(BaseException):
@@ -158,7 +158,7 @@ def test_a_smaller_batch_counts_as_many_times_less_as_it_has_fewer_examples():
     variables,
     mean,
     [x[:4], x[4:6], x[6:]],
-    glora_jax.Recipe(epochs=1, warmup_epochs=0),
+    glora_jax.Recipe(epochs=1, warmup=0.0),
     key=KEY,
     tx=optax.sgd(1.0),
     progress=False,
@@ -186,7 +186,7 @@ def test_a_base_of_numpy_is_sent_to_the_device_once_and_a_loss_may_be_any_object
 
 def probe_and_allocate(adapted, variables, loss, data, key):
   """What comes before a training: a linear probe, then a structure from one gradient."""
-  recipe = glora_jax.Recipe(epochs=2, batch_size=6, warmup_epochs=1)
+  recipe = glora_jax.Recipe(epochs=2, batch_size=6, warmup=1 / 2)
   quiet = {'key': key, 'progress': False}
   variables = glora_jax.linear_probe(adapted, variables, loss, data, recipe, **quiet)
   batches = [tuple(rows[i : i + 6] for rows in data) for i in (0, 6)]
@@ -194,7 +194,7 @@ def probe_and_allocate(adapted, variables, loss, data, key):
 
 
 def train(adapted, variables, loss, data, key):
-  recipe = glora_jax.Recipe(epochs=2, batch_size=6, warmup_epochs=1)
+  recipe = glora_jax.Recipe(epochs=2, batch_size=6, warmup=1 / 2)
   return glora_jax.fit(adapted, variables, loss, data, recipe, key=key, progress=False).variables
 
 

@@ -14,7 +14,7 @@ from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(4)
-RECIPE = Recipe(epochs=3, batch_size=10, warmup_epochs=1, learning_rate=1e-2, accumulate=2)
+RECIPE = Recipe(epochs=3, batch_size=10, warmup=1 / 3, learning_rate=1e-2, accumulate=2)
 
 
 def halved(images, key=None):

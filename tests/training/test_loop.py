@@ -19,7 +19,7 @@ from glora_jax.training.loop import TrainState
 from glora_jax.training.losses import classification
 from glora_jax.training.recipe import Recipe
 
-RECIPE = Recipe(epochs=6, batch_size=6, warmup_epochs=1, learning_rate=3e-2)
+RECIPE = Recipe(epochs=6, batch_size=6, warmup=1 / 6, learning_rate=3e-2)
 STEPS_PER_EPOCH = 4
 KEY = jax.random.key(4)
 
@@ -33,7 +33,7 @@ def fit(data=problem().data, **options):
 
 def minimized(loss, start, **options):
   """The state after training with a loss(trainable)."""
-  recipe = Recipe(**{'epochs': 1, 'batch_size': 4, 'warmup_epochs': 0} | options.pop('fields', {}))
+  recipe = Recipe(**{'epochs': 1, 'batch_size': 4, 'warmup': 0.0} | options.pop('fields', {}))
 
   def loss_fn(trainable, frozen, batch, key):
     return loss(trainable)
@@ -106,7 +106,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_the_last_step_either(acc
     images, labels = batch
     return jnp.sqrt(jnp.sum((images @ trainable['w'] - labels) ** 2)), {}
 
-  recipe = Recipe(epochs=epochs, batch_size=4, warmup_epochs=0, accumulate=accumulate)
+  recipe = Recipe(epochs=epochs, batch_size=4, warmup=0.0, accumulate=accumulate)
   start, data = {'w': jnp.zeros(3)}, (jnp.ones((4, 3)), jnp.zeros(4))
   with pytest.raises(loop.NonFiniteLossError, match='at step 0, with learning_rate=') as caught:
     loop.minimize(distance, start, {}, data, recipe, KEY, progress=False)

@@ -45,7 +45,7 @@ def compiled_loss(trainable, genomes, **options):
 
 def test_one_loss_checks_the_labels_of_each_model_by_its_own_classes():
   loss, x = classification(), jnp.ones((10, 4))
-  recipe = glora_jax.Recipe(epochs=1, batch_size=5, warmup_epochs=0)
+  recipe = glora_jax.Recipe(epochs=1, batch_size=5, warmup=0.0)
 
   def fit(classes, labels):
     adapted, variables = ready(nn.Dense(classes), x, structure='bitfit', heads=None)

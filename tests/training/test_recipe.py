@@ -1,4 +1,4 @@
-"""Recipes: the official defaults, and their optimizer."""
+"""Recipes: the learning rate over the steps, and their optimizer."""
 
 import dataclasses
 import functools
@@ -12,19 +12,22 @@ from numpy.testing import assert_allclose, assert_array_equal
 from glora_jax.training.recipe import Recipe
 
 
-def test_defaults_are_the_official_recipe():
-  assert Recipe() == Recipe(
-    epochs=500,
-    batch_size=64,
-    learning_rate=1e-4,
-    initial_learning_rate=1e-6,
-    final_learning_rate=1e-5,
-    warmup_epochs=10,
-    weight_decay=1e-4,
-    update_used_only=False,
-    accumulate=1,
-    max_grad_norm=0.0,
+@pytest.mark.parametrize('ends', [(0.0, 0.0), (0.02, 0.01)])
+def test_the_rate_rises_over_a_share_of_the_steps_and_falls_over_the_others(ends):
+  first, last = ends
+  recipe = Recipe(
+    steps=20,
+    warmup=0.25,
+    learning_rate=0.1,
+    initial_learning_rate=first,
+    final_learning_rate=last,
+    weight_decay=0.0,
   )
+  # AdamW's update for a gradient that never changes is the learning rate.
+  updates, _ = updates_of(recipe, 21 * [jnp.float32(1)], jnp.float32(0))
+  falling = last + (0.1 - last) * (1 + np.cos(np.pi * np.arange(16) / 15)) / 2
+  expected = [*np.linspace(first, 0.1, 5, endpoint=False), *falling]
+  assert_allclose(-np.array(updates), expected, atol=1e-6)
 
 
 def updates_of(recipe, gradients, params):
@@ -37,7 +40,7 @@ def updates_of(recipe, gradients, params):
   return updates, state
 
 
-RECIPE = Recipe(epochs=2, batch_size=1, warmup_epochs=0, learning_rate=0.1)
+RECIPE = Recipe(epochs=2, batch_size=1, warmup=0.0, learning_rate=0.1)
 PARAMS = {'w': jnp.arange(1.0, 5.0)}
 
 

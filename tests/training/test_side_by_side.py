@@ -15,7 +15,7 @@ import glora_jax
 from glora_jax.training import loop
 from glora_jax.training.recipe import Recipe
 
-RECIPE = Recipe(epochs=3, batch_size=8, warmup_epochs=1, learning_rate=1e-2)
+RECIPE = Recipe(epochs=3, batch_size=8, warmup=1 / 3, learning_rate=1e-2)
 KEYS = jax.random.split(jax.random.key(0), 2)
 LOSS = glora_jax.classification(train=True)
 
@@ -36,7 +36,7 @@ FALLING = Recipe(
   batch_size=5,
   learning_rate=0.1,
   final_learning_rate=0.1,
-  warmup_epochs=0,
+  warmup=0.0,
   weight_decay=0,
 )
 

@@ -12,7 +12,7 @@ from tiny import Stream, problem
 import glora_jax
 
 KEY = jax.random.key(0)
-RECIPE = glora_jax.Recipe(epochs=3, batch_size=8, warmup_epochs=1, learning_rate=1e-2)
+RECIPE = glora_jax.Recipe(epochs=3, batch_size=8, warmup=1 / 3, learning_rate=1e-2)
 RATES = (1e-3, 1e-2, 1e-1)
 LORA = problem().adapted.fix('lora:2')
 VARIABLES = LORA.init(KEY, problem().variables['params'])

@@ -15,9 +15,9 @@ from glora_jax.training.losses import classification, cross_entropy
 from glora_jax.training.recipe import Recipe
 
 KEY = jax.random.key(4)
-RECIPE = Recipe(epochs=2, batch_size=10, warmup_epochs=0)
-ONE_EPOCH = Recipe(epochs=1, warmup_epochs=0)
-IN_PARTS = Recipe(epochs=1, warmup_epochs=0, batch_size=10, accumulate=5)
+RECIPE = Recipe(epochs=2, batch_size=10, warmup=0.0)
+ONE_EPOCH = Recipe(epochs=1, warmup=0.0)
+IN_PARTS = Recipe(epochs=1, warmup=0.0, batch_size=10, accumulate=5)
 SHARED = {'recipe': RECIPE, 'progress': False}
 
 

@@ -27,9 +27,9 @@ def make_config(weights):
   config.budget = 1000
   config.checkpoint_epochs = 1
   config.presets = ('lora',)
-  config.training.update(epochs=3, warmup_epochs=1, batch_size=16, learning_rate=1e-2)
+  config.training.update(epochs=3, warmup=1 / 3, batch_size=16, learning_rate=1e-2)
   config.search.update(population=4, generations=2, parents=2, mutations=2, crossovers=2)
-  config.finetune.update(epochs=1, warmup_epochs=0, learning_rate=1e-3)
+  config.finetune.update(epochs=1, warmup=0.0, learning_rate=1e-3)
   return config
 
 

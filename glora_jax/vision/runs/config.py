@@ -215,10 +215,10 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   config.model.weights = EMBEDDED
   config.data.cache = None
-  config.training.update(epochs=4, warmup_epochs=0)  # head and gradient count as two
+  config.training.update(epochs=4, warmup=0.0)  # head and gradient count as two
   config.allocation.head_epochs = 1
   config.search.update(population=4, generations=1, parents=2, mutations=2, crossovers=2)
-  config.finetune.update(epochs=1, warmup_epochs=0)
+  config.finetune.update(epochs=1, warmup=0.0)
   return config
 
 

@@ -196,7 +196,7 @@ class SpaceSettings(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings(Recipe):
-  """How everything is trained, and which weights are kept.
+  """How everything is trained, as in the official GLoRA code by default; which weights are kept.
 
   Attributes:
     keep: weights of a fixed structure to keep: of the 'last' epoch, or of the 'best' on the
@@ -205,6 +205,11 @@ class TrainingSettings(Recipe):
     label_smoothing: share of every label that is spread evenly over all classes in training.
   """
 
+  epochs: int = field(500, least=0)
+  learning_rate: float = field(1e-4, above=0)
+  initial_learning_rate: float = field(1e-6, least=0)
+  final_learning_rate: float = field(1e-5, least=0)
+  warmup: float = field(0.02, least=0, most=1)
   keep: Literal['best', 'last'] = 'last'
   label_smoothing: float = field(0.0, least=0, below=1)
 
@@ -237,26 +242,26 @@ class Finetuning(Section):
 
   Attributes:
     epochs: passes over the training images; 0 for no finetuning.
-    warmup_epochs: epochs of linear warm-up; None for those of `training`, but at most `epochs`.
+    warmup: share of all steps in which the learning rate rises linearly.
     learning_rate: peak of the schedule; None for that of `training`.
   """
 
   epochs: int = field(100, least=0)
-  warmup_epochs: int | None = field(None, least=0)
+  warmup: float = field(0.1, least=0, most=1)
   learning_rate: float | None = field(None, above=0)
 
   def recipe(self, training: Recipe) -> Recipe:
     """The whole recipe.
 
     Example:
-      >>> Finetuning(epochs=5).recipe(Recipe(epochs=50, warmup_epochs=10)).warmup_epochs
-      5
+      >>> Finetuning(epochs=5).recipe(Recipe(learning_rate=0.01)).learning_rate
+      0.01
     """
-    warmup, rate = self.warmup_epochs, self.learning_rate
+    rate = self.learning_rate
     return dataclasses.replace(
       training,
       epochs=self.epochs,
-      warmup_epochs=min(training.warmup_epochs, self.epochs) if warmup is None else warmup,
+      warmup=self.warmup,
       learning_rate=training.learning_rate if rate is None else rate,
     )
 
@@ -296,7 +301,7 @@ class AllocationSettings(Section):
     return 3 if borrowed and self.prior == 'shifts' else 2
 
   def shortened(self, recipe: Recipe, borrowed: bool = False) -> Recipe:
-    """A recipe without the epochs that linear probe and gradient count as.
+    """A recipe without the epochs that linear probe and gradient count as; warm-up is as long.
 
     Args:
       recipe: how a given structure is trained.
@@ -305,13 +310,15 @@ class AllocationSettings(Section):
     Raises:
       ValueError: too few epochs are left for the training.
     """
-    spent, least = self.epochs(), max(1, recipe.warmup_epochs)
-    if recipe.epochs - spent < least:
+    spent = self.epochs()
+    if recipe.epochs <= spent:
       raise ValueError(
         f'epochs={recipe.epochs} is too few for a structure from a gradient: linear probe and '
-        f'gradient count as {spent}, warm-up needs {recipe.warmup_epochs}; give more epochs.'
+        f'gradient count as {spent}; give more epochs.'
       )
-    return dataclasses.replace(recipe, epochs=max(recipe.epochs - self.epochs(borrowed), least))
+    epochs = max(1, recipe.epochs - self.epochs(borrowed))
+    warmup = min(1.0, recipe.warmup * recipe.epochs / epochs)
+    return dataclasses.replace(recipe, epochs=epochs, warmup=warmup)
 
   def spared(self, recipe: Recipe, borrowed: bool = False) -> int:
     """The number of epochs that `shortened` removes: fewer than `epochs` if a recipe has few."""

@@ -47,7 +47,7 @@ def preprocess(images, key):
 
 
 def probe(adapted, variables, inputs, mesh=None, preprocess=None):
-  recipe = Recipe(epochs=3, batch_size=16, warmup_epochs=1, learning_rate=1e-2)
+  recipe = Recipe(epochs=3, batch_size=16, warmup=1 / 3, learning_rate=1e-2)
   options = {'key': jax.random.key(4), 'progress': False, 'mesh': mesh}
   loss, data = classification(preprocess), (inputs, labels)
   found = glora_jax.linear_probe(adapted, variables, loss, data, recipe, **options)

@@ -32,24 +32,25 @@ def test_configs_are_complete_and_know_their_task(name, arguments, task):
   assert check_config(get_config(name, *arguments)).task == task
 
 
-@pytest.mark.parametrize('epochs, warmup', [(4, 0), (12, 1), (20, 10)])
+@pytest.mark.parametrize('epochs', [4, 20])
 def test_a_task_of_ones_own_takes_its_structure_from_a_gradient_for_some_of_any_number_of_epochs(
-  epochs, warmup
+  epochs,
 ):
   settings = check_config(get_config('own', f'beans,epochs={epochs}'))
-  assert (settings.structure, settings.training.warmup_epochs) == ('gradient', warmup)
-  assert settings.allocation.shortened(settings.training).epochs == epochs - 2
+  shortened = settings.allocation.shortened(settings.training)
+  assert (settings.structure, shortened.epochs) == ('gradient', epochs - 2)
+  assert shortened.warmup * shortened.epochs == pytest.approx(0.1 * epochs)
 
 
 def test_finetuning_is_the_training_but_for_what_finetune_says():
   config = default_config()
-  config.training.update(epochs=40, warmup_epochs=8, weight_decay=0.5, learning_rate=0.1)
+  config.training.update(epochs=40, warmup=0.3, weight_decay=0.5, learning_rate=0.1)
   config.finetune.epochs = 5
   training = check_config(config).training
-  expected = dataclasses.replace(training, epochs=5, warmup_epochs=5)
+  expected = dataclasses.replace(training, epochs=5, warmup=0.1)
   assert check_config(config).finetuning == expected
-  config.finetune.update(warmup_epochs=2, learning_rate=0.2)
-  expected = dataclasses.replace(expected, warmup_epochs=2, learning_rate=0.2)
+  config.finetune.update(warmup=0.2, learning_rate=0.2)
+  expected = dataclasses.replace(expected, warmup=0.2, learning_rate=0.2)
   assert check_config(config).finetuning == expected
 
 
@@ -99,7 +100,7 @@ def test_every_number_of_a_config_has_a_range():
 
 def test_all_mistakes_of_a_config_are_said_at_once():
   config = default_config()
-  config.update_from_flattened_dict({'training.epochs': 5, 'sampling.paths': 0, 'budget': -1.0})
+  config.update_from_flattened_dict({'training.warmup': 3.0, 'sampling.paths': 0, 'budget': -1.0})
   config.search = 3
   config.finetune.momentum = 0.9
   del config.mesh
@@ -108,7 +109,7 @@ def test_all_mistakes_of_a_config_are_said_at_once():
   assert {line.partition(' ')[0] for line in str(caught.value).split('\n')} == {
     'mesh',
     'budget=-1.0',
-    'training.warmup_epochs=10',
+    'training.warmup=3.0',
     'sampling.paths=0',
     'search=3',
     'finetune.momentum=0.9',

@@ -229,7 +229,7 @@ def test_for_a_given_structure_no_image_counts_as_a_validation_image(run_config,
     labels.write_text('\n'.join(['path,label,split', *lines]))
     config = changed(run_config, task=f'csv:{labels}', structure='lora', train_on='train+val')
     config.update(presets=(), budget=9000)
-    config.training.update(epochs=1, warmup_epochs=0)
+    config.training.update(epochs=1, warmup=0.0)
     result = experiment.run(config, str(workdir))
     assert {row['val_accuracy'] for row in result['structures'].values()} == {None}
     metrics = (workdir / 'metrics.jsonl').read_bytes()
@@ -265,7 +265,7 @@ def test_after_the_choice_validation_images_are_only_trained_on(run_config, tmp_
 def short(run_config):
   """The config of a run without baselines, over in one epoch."""
   config = changed(run_config, structure='linear', presets=None)
-  config.training.update(epochs=1, warmup_epochs=0)
+  config.training.update(epochs=1, warmup=0.0)
   return config
 
 

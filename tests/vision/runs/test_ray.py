@@ -60,7 +60,7 @@ def config(run_config, tmp_path_factory):
   config = changed(run_config, task='fewshot/oxford_pets/1/all', structure='lora', budget=5000)
   config.presets = ()
   config.data.update(source='lists', root=str(root), cache=None)
-  config.training.update(batch_size=2, epochs=12, warmup_epochs=0, learning_rate=1e-3)
+  config.training.update(batch_size=2, epochs=12, warmup=0.0, learning_rate=1e-3)
   return config
 
 

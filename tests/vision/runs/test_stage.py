@@ -287,7 +287,7 @@ def recorded(settings, prefix, note):
 SHORT = {
   'allocation__head_epochs': 1,
   'training__epochs': 6,
-  'training__warmup_epochs': 0,
+  'training__warmup': 0.0,
   'training__batch_size': 80,
 }
 

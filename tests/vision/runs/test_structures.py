@@ -43,7 +43,7 @@ def config(run_config):
   """The config of a run that reads its structure off a gradient."""
   config = changed(run_config, structure='gradient', presets=(), report__metric='balanced')
   config.allocation.update(head_epochs=1, prior=None)
-  config.training.update(epochs=5, warmup_epochs=1, batch_size=32, learning_rate=1e-2)
+  config.training.update(epochs=5, warmup=1 / 5, batch_size=32, learning_rate=1e-2)
   return config
 
 

@@ -170,7 +170,7 @@ def test_a_run_of_a_grid_is_one_of_its_structure_alone():
   ],
 )
 def test_a_suite_checks_the_structures_and_budgets_that_it_trains_and_no_others(fields, structures):
-  config = changed(default_config(), structure='gradient', training__warmup_epochs=0)
+  config = changed(default_config(), structure='gradient', training__warmup=0.0)
   config.update_from_flattened_dict(fields)
   runs = cells.runs_of(check_config(config)).values()
   assert [run.settings.structure for run in runs] == structures
@@ -262,7 +262,7 @@ def test_genome_files_of_one_name_in_two_folders_are_two_rows(run_config, tmp_pa
     params = write_genome(tmp_path / folder / 'genome.json', run_config, name)
     expected.append((f'{folder}/genome.json', params))
   config = changed(run_config, test=False, budget=None, suite__structures=tuple(names))
-  config.training.update(epochs=1, warmup_epochs=0)
+  config.training.update(epochs=1, warmup=0.0)
   rows = pivot_of(suite.run(config, str(tmp_path / 'suite'))).methods
   assert [(row.label, row.parameters.value) for row in rows] == expected
 
@@ -272,7 +272,7 @@ def test_a_run_that_is_trained_after_others_were_tested_is_marked_in_the_list_an
 ):
   monkeypatch.chdir(tmp_path)
   config = changed(run_config, budget=None, suite__structures=('linear', 'mine.json'))
-  config.training.update(epochs=1, warmup_epochs=0)
+  config.training.update(epochs=1, warmup=0.0)
   printed, code = main.run(check_config(config), 'suite', never)
   assert code == 1
   assert '1 done, 1 failed, 0 not ready of 2 runs' in printed

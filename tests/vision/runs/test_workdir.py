@@ -138,7 +138,7 @@ def test_what_is_no_folder_is_no_workdir(name, named, tmp_path):
 def short(run_config):
   """The config of the shortest run that there is."""
   config = tiny_runs.changed(run_config, structure='linear', presets=())
-  config.training.update(epochs=1, warmup_epochs=0, batch_size=512)
+  config.training.update(epochs=1, warmup=0.0, batch_size=512)
   return config
 
 

@@ -80,7 +80,7 @@ def head_recipe(settings: RunSettings) -> Recipe:
   """The recipe of the linear probe before the gradient.
 
   By default it has twice the learning rate (the tuned rates of BitFit and the linear probe are
-  twice LoRA's, `configs/compare_rates.json`). The ends of the schedule are the defaults.
+  twice LoRA's, `configs/compare_rates.json`).
   """
   training, allocation = settings.training, settings.allocation
   rate = allocation.head_rate
@@ -88,7 +88,9 @@ def head_recipe(settings: RunSettings) -> Recipe:
     epochs=allocation.head_epochs,
     batch_size=training.batch_size,
     learning_rate=_HEAD_RATE * training.learning_rate if rate is None else rate,
-    warmup_epochs=min(1, allocation.head_epochs - 1),
+    initial_learning_rate=1e-6,
+    final_learning_rate=1e-5,
+    warmup=min(1, allocation.head_epochs - 1) / allocation.head_epochs,
     weight_decay=training.weight_decay,
     update_used_only=training.update_used_only,
     accumulate=training.accumulate,
