@@ -24,7 +24,7 @@ BATCH = 8
 def measure(model: ViT, size: int, folded: bool) -> float:
   """MiB of temporaries of 8 candidates on 8 images of `size` pixels."""
   images = jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.float32)
-  adapted = glora_jax.adapt(model, images)
+  adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace())
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   variables = jax.eval_shape(adapted.init, jax.random.key(0), params)
   genomes = jax.ShapeDtypeStruct((CANDIDATES, len(adapted.spec), 5), jnp.int8)

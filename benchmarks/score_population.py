@@ -44,7 +44,7 @@ def measure(
   """Times of the scorer, of the plain forward, which is the floor, and of the serial loop."""
   images = jax.random.normal(jax.random.key(0), (number, size, size, 3))
   labels = jnp.zeros(number, jnp.int32)
-  adapted = glora_jax.adapt(model, images[:1])
+  adapted = glora_jax.adapt(model, images[:1], space=glora_jax.SearchSpace())
   params = jax.jit(model.init)(jax.random.key(2), images[:1])['params']
   variables = adapted.init(jax.random.key(1), params)
   genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, candidates)

@@ -52,7 +52,7 @@ from glora_jax.method.extend import extend as extend_params
 from glora_jax.method.presets import Structure
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import Embeddings, Selection, Selector
-from glora_jax.method.space import SearchSpace
+from glora_jax.method.space import SearchSpace, Spaces
 from glora_jax.tree import differences, flatten
 
 __all__ = ['adapt', 'extend', 'load']
@@ -101,7 +101,7 @@ def adapt(
   module: torch.nn.Module,
   *sample_inputs: Any,
   structure: Structure | None = None,
-  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  space: Spaces | None = None,
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,

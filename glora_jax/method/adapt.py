@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from glora_jax.method.adapted import Adapted, Places, name_of
 from glora_jax.method.coverage import log_uncovered
 from glora_jax.method.groups import Group, number_rows, spec_of
 from glora_jax.method.modules import discover
-from glora_jax.method.presets import Structure, read_structure, smallest_space
+from glora_jax.method.presets import Structure, read_choice
 from glora_jax.method.quantized import check_unquantized
 from glora_jax.method.sample import is_array
 from glora_jax.method.selection import (
@@ -31,24 +31,25 @@ from glora_jax.method.selection import (
   Heads,
   Selection,
   Selector,
+  is_to_words,
   matches,
   unmatched,
 )
 from glora_jax.method.site import TABLE, Site, with_disjoint_paths
-from glora_jax.method.space import SearchSpace
-from glora_jax.method.trace.events import HEAD, NOT_SELECTED
+from glora_jax.method.space import SearchSpace, Spaces
+from glora_jax.method.trace.events import HEAD, NOT_SELECTED, TO_WORDS
 from glora_jax.method.trace.find import Found, find
 from glora_jax.tree import KeyPath, flatten, map_with_path, path_name
 
 log = logging.getLogger(__name__)
-DEFAULT_HEADS = r'(^|/)(head|(pre_)?classifier|score|qa_outputs|lm_head|output_projection)$'
+DEFAULT_HEADS = r'(^|/)(head|(pre_)?classifier|score|qa_outputs)$'
 
 
 def adapt(
   model: nn.Module,
   *sample_inputs: Any,
   structure: Structure | None = None,
-  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  space: Spaces | None = None,
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
@@ -65,18 +66,20 @@ def adapt(
       (`jax.ShapeDtypeStruct` will do).
     structure: the structure to train: a preset's name ('lora:8', 'bitfit',
       'scale_shift_lora:4@attn'), a genome, choices by layer, or the path of an adapter;
-      see `Adapted.fix`. None leaves it free, for a supernet or a search.
+      see `Adapted.fix`. None is 'lora:8'; with a `space` it leaves the structure free, for a
+      supernet or a search.
     space: the search space: one for all layers, or several by regular expression. A layer gets the
       first space whose expression is found in its path; layers without a match are not adapted.
-      None is the smallest space that has the structure, or `SearchSpace()`.
+      None is the smallest space that has the structure.
     scale: factor on LoRAs of B (see `method.equation`), alpha / rank in other libraries; None for
       the search space's scale, by default 1.
     select: which linear layers to adapt, by '/'-joined path: a regular expression (searched; a
-      string or compiled), several of them, or a function. None selects all that are not heads.
+      string or compiled), several of them, or a function. None selects all that are not heads or
+      output layers to words, which are called lm_head or output_projection.
     heads: which modules or parameters to train in full: a name, a path or its end ('fc',
       'decoder/fc'), a regular expression, several of these, or a function; None for none. The log
-      lists the heads. By default modules called head, classifier, pre_classifier, score,
-      qa_outputs, lm_head or output_projection.
+      lists the heads. By default modules called head, classifier, pre_classifier, score or
+      qa_outputs.
     convs: whether to adapt `nn.Conv`, as a linear layer with in = height * width * channels of its
       window.
     embeddings: whether to adapt tables that are looked up, as by `nn.Embed`: linear layers of
@@ -103,14 +106,13 @@ def adapt(
     ...   @nn.compact
     ...   def __call__(self, x):
     ...     return nn.Dense(3, name='head')(nn.relu(nn.Dense(8, name='hidden')(x)))
-    >>> adapt(Mlp(), jnp.zeros((1, 4)), structure='lora:8')
+    >>> adapt(Mlp(), jnp.zeros((1, 4)))
     <Adapted Mlp: 1 layer, 96 parameters>
     >>> adapted = adapt(Mlp(), jnp.zeros((1, 4)), space=SearchSpace(ranks=(2, 4)))
     >>> [layer.name for layer in adapted.spec], adapted.fix('lora:2').count_params()
     (['hidden'], 24)
   """
-  structure = read_structure(structure)
-  space = smallest_space(structure) if space is None else space
+  structure, space = read_choice(structure, space)
   selection = Selection(space, scale, select, heads, convs, embeddings)
   model = _linen_module(model)
   params, found = discover(model, sample_inputs, model_kwargs, convs, selection.embeddings)
@@ -194,6 +196,9 @@ def assemble(
       f'{", ".join(layers)}.'
     )
   reasons = {**found.uncovered, **{site.kernel_path: NOT_SELECTED for site in sites}}
+  to_words = {site.kernel_path for site in sites if is_to_words(site.name)}
+  if selection.select is None:
+    reasons |= dict.fromkeys(to_words, TO_WORDS)
   reasons |= dict.fromkeys(heads.paths & reasons.keys(), HEAD)
   covered = {group.site.kernel_path for group in groups}
   adapted = Adapted(
@@ -207,9 +212,9 @@ def assemble(
       other_sites=tuple(site for site in sites if site.kernel_path not in covered),
     ),
   )
-  log_uncovered(adapted.coverage())
   if selection.heads is not None:
-    _log_heads(adapted, selection.heads, heads, sites, found.outputs)
+    _log_heads(adapted, selection.heads, heads, sites, {*found.outputs} - to_words)
+  log_uncovered(adapted.coverage())
   return adapted.fix(structure)
 
 
@@ -218,7 +223,7 @@ def _log_heads(
   selector: Selector,
   heads: Heads,
   sites: Sequence[Site],
-  outputs: Sequence[KeyPath],
+  outputs: Collection[KeyPath],
 ) -> None:
   """Logs the heads; warns if the output layer is not one, and raises if `heads` match nothing."""
   name = name_of(adapted.model)
@@ -306,7 +311,7 @@ def adapt_function(
   params: Any,
   *sample_inputs: Any,
   structure: Structure | None = None,
-  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  space: Spaces | None = None,
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
@@ -363,8 +368,7 @@ def adapt_function(
     >>> bool(jnp.allclose(adapted.apply(variables, x), mlp(adapted.fold(variables), x)))
     True
   """
-  structure = read_structure(structure)
-  space = smallest_space(structure) if space is None else space
+  structure, space = read_choice(structure, space)
   selection = Selection(space, scale, select, heads, convs, embeddings)
   model = Function(function)
   name = model.__name__

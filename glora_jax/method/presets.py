@@ -23,6 +23,7 @@ from glora_jax.method.selection import matches
 from glora_jax.method.space import (
   TENSORS,
   SearchSpace,
+  Spaces,
   Spec,
   Tensor,
   check_spec,
@@ -70,6 +71,7 @@ PRESETS: Mapping[str, Mapping[Tensor, str]] = {
   'scale_shift_lora': {'A': 'vector', 'B': 'lora', 'E': 'vector'},
 }
 RANKED = ('lora', 'dora', 'hira', 'scale_shift_lora')
+DEFAULT_STRUCTURE = 'lora:8'
 
 
 class PresetName(NamedTuple):
@@ -381,6 +383,14 @@ def read_structure(structure: Structure | None) -> Any:
   return read_tensors(path, 'adapter')[1]
 
 
+def read_choice(structure: Structure | None, space: Spaces | None) -> tuple[Any, Spaces]:
+  """The structure, or None, and the search space that two arguments of `adapt` stand for."""
+  if structure is None and space is None:
+    structure = DEFAULT_STRUCTURE
+  structure = read_structure(structure)
+  return structure, smallest_space(structure) if space is None else space
+
+
 def genome_of(spec: Spec, structure: Structure) -> np.ndarray:
   """The canonical genome of a structure, int8 [layer, 5].
 
@@ -409,11 +419,11 @@ def _is_of_file(structure: Any) -> TypeGuard[Mapping[str, Any]]:
   return is_mapping and not isinstance(structure.get('genome', ''), str | Mapping)
 
 
-def smallest_space(structure: Structure | None) -> SearchSpace:
+def smallest_space(structure: Any) -> SearchSpace:
   """The smallest search space that has a structure: the ranks that it names, and a file's scale.
 
   Args:
-    structure: what `read_structure` returned; None for a free structure, which gets rank 4.
+    structure: what `read_structure` returned. Without a rank, the space has rank 4.
   """
   of_file = structure if _is_of_file(structure) else {}
   ranks = sorted(set(_ranks(of_file.get('layers') if of_file else structure)))

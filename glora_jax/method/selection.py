@@ -13,13 +13,15 @@ import numpy as np
 
 from glora_jax.checks import listed, shown, validate
 from glora_jax.files import first_line
-from glora_jax.method.space import SearchSpace
+from glora_jax.method.space import SearchSpace, Spaces
 from glora_jax.tree import KeyPath, path_name
 
 Pattern = str | re.Pattern[str]
 Selector = Pattern | Sequence[Pattern] | Callable[[str], bool]
 Ids = Sequence[int] | np.ndarray | jax.Array  # of rows: their numbers, or a mask of all
 Embeddings = bool | Ids | Mapping[str, Ids]
+
+_TO_WORDS = r'\b(lm_head|output_projection)\b'
 
 
 def matches(selector: Selector, name: str) -> bool:
@@ -36,6 +38,11 @@ def matches(selector: Selector, name: str) -> bool:
     raise ValueError(
       f'{shown(selector)} is not a regular expression, or a list of them: {first_line(error)}.'
     ) from error
+
+
+def is_to_words(name: str) -> bool:
+  """Whether a layer is an output layer to words, which is adapted only if `select` names it."""
+  return matches(_TO_WORDS, name)
 
 
 def _named(pattern: Selector, names: Sequence[str]) -> list[str]:
@@ -98,7 +105,7 @@ class Selection:
 
   def __init__(
     self,
-    space: SearchSpace | Mapping[str, SearchSpace],
+    space: Spaces,
     scale: float | None,
     select: Selector | None,
     heads: Selector | None,
@@ -154,7 +161,8 @@ class Selection:
 
     None if the layer is not adapted.
     """
-    if self.select is not None and not matches(self.select, name):
+    is_selected = not is_to_words(name) if self.select is None else matches(self.select, name)
+    if not is_selected:
       return None
     return next((space for pattern, space in self.spaces.items() if matches(pattern, name)), None)
 

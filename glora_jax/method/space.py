@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,9 @@ class SearchSpace:
     """Returns the names of all forms of a tensor, in the order of their codes."""
     loras = tuple(f'lora:{rank}' for rank in self.ranks) if tensor in LORA_TENSORS else ()
     return FLAT_FORMS[tensor] + loras
+
+
+Spaces = SearchSpace | Mapping[str, SearchSpace]  # one for all layers, or by regular expression
 
 
 def is_scale(scale: float) -> bool:

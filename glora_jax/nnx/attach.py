@@ -15,12 +15,12 @@ from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
 from glora_jax.method.genomes import distinct_codes, largest_genome
-from glora_jax.method.presets import Structure, genome_of, read_structure, smallest_space
+from glora_jax.method.presets import Structure, genome_of, read_choice
 from glora_jax.method.quantized import as_dequantized, is_quantized
 from glora_jax.method.sample import check_key
 from glora_jax.method.selection import Embeddings, Selection, Selector
 from glora_jax.method.site import Site
-from glora_jax.method.space import TENSORS, SearchSpace
+from glora_jax.method.space import TENSORS, Spaces
 from glora_jax.nnx.adapter import Adapter, Static, fix_forms
 from glora_jax.nnx.base import remember_base
 from glora_jax.nnx.functional import by_use, check_model, params, trace_call
@@ -37,7 +37,7 @@ def attach(
   model: Model,
   *inputs: Any,
   structure: Structure | None = None,
-  space: SearchSpace | Mapping[str, SearchSpace] | None = None,
+  space: Spaces | None = None,
   scale: float | None = None,
   select: Selector | None = None,
   heads: Selector | None = DEFAULT_HEADS,
@@ -57,7 +57,7 @@ def attach(
     model: any NNX model; it is not changed, and its arrays are shared. A model from
       `nnx.eval_shape` gets an adapter; fill in its other values with `nnx.update`.
     *inputs: example inputs; only shapes and dtypes matter.
-    structure: the structure to train; see `glora_jax.adapt`. None leaves it free.
+    structure: the structure to train; see `glora_jax.adapt`.
     space: the search space; see `glora_jax.adapt`. Tensors that can only be none store nothing.
     scale: factor on LoRAs of B; see `glora_jax.adapt`.
     select: which linear layers to adapt, by the attributes' names joined by '/'; see
@@ -103,8 +103,7 @@ def attach(
     True
   """
   check_model(model)
-  structure = read_structure(structure)
-  space = smallest_space(structure) if space is None else space
+  structure, space = read_choice(structure, space)
   selection = Selection(space, scale, select, heads, convs, embeddings)
   random = _as_key(key)
   tables = selection.embeddings
@@ -272,7 +271,8 @@ def fix(model: Model, structure: Structure) -> Model:
   Example:
     >>> import glora_jax, jax, jax.numpy as jnp
     >>> from flax import nnx
-    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> linear, space = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), glora_jax.SearchSpace()
+    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), space=space)
     >>> model = glora_jax.nnx.fix(model, 'bitfit')
     >>> sorted(nnx.state(model, glora_jax.nnx.Trained)['glora_kernel'])
     ['E']

@@ -86,7 +86,8 @@ def set_genome(model: nnx.Module, genome: Any) -> None:
   Example:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
-    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> linear, space = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), glora_jax.SearchSpace()
+    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), space=space)
     >>> glora_jax.nnx.set_genome(model, 'bitfit')
     >>> print(glora_jax.nnx.summary(model).splitlines()[1])
     Linear   4    3  none  none  none  none  vector        3     15
@@ -214,7 +215,8 @@ def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
   Example:
     >>> import glora_jax, jax.numpy as jnp
     >>> from flax import nnx
-    >>> model = glora_jax.nnx.attach(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+    >>> linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    >>> model = glora_jax.nnx.attach(linear, jnp.ones((1, 4)), structure='bitfit')
     >>> adapted, variables = glora_jax.nnx.as_adapted(model)
     >>> variables['glora']['E'] = jnp.ones(3)
     >>> glora_jax.nnx.set_variables(model, variables)
@@ -255,9 +257,9 @@ def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
     >>> import tempfile, glora_jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> linear, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4))
-    >>> model = glora_jax.nnx.attach(linear, x)
+    >>> model = glora_jax.nnx.attach(linear, x, structure='bitfit')
     >>> model.glora_kernel.E[...] = jnp.ones(3)
-    >>> another = glora_jax.nnx.attach(linear, x)
+    >>> another = glora_jax.nnx.attach(linear, x, structure='bitfit')
     >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
     ...   glora_jax.nnx.save_adapter(file.name, model, accuracy=0.9)
     ...   glora_jax.nnx.load_adapter(file.name, another)

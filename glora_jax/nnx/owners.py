@@ -119,7 +119,7 @@ def fold(model: Model) -> Model:
     >>> import glora_jax, jax, jax.numpy as jnp
     >>> from flax import nnx
     >>> linear, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4))
-    >>> model = glora_jax.nnx.attach(linear, x)
+    >>> model = glora_jax.nnx.attach(linear, x, structure='bitfit')
     >>> model.glora_kernel.E[...] = jnp.ones(3)
     >>> folded = glora_jax.nnx.fold(model)
     >>> type(folded) is nnx.Linear, bool(jnp.allclose(folded(x), linear(x) + 1))

@@ -96,7 +96,7 @@ def make_scorer(
     >>> import numpy as np
     >>> import glora_jax
     >>> model, images, labels = nn.Dense(3), jnp.eye(3), jnp.arange(3)
-    >>> adapted = glora_jax.adapt(model, images)
+    >>> adapted = glora_jax.adapt(model, images, space=glora_jax.SearchSpace())
     >>> params = {'kernel': jnp.eye(3), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> genomes = glora_jax.random_genomes(np.random.default_rng(0), adapted.spec, 4)

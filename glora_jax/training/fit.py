@@ -135,7 +135,7 @@ def fit(
     >>> y = x @ jnp.array([1.0, 2.0, 3.0, 4.0])
     >>> model = nn.Dense(1)
     >>> params = model.init(jax.random.key(1), x)['params']
-    >>> adapted = glora_jax.adapt(model, x, structure='lora:1', heads=None)
+    >>> adapted = glora_jax.adapt(model, x, structure='lora:1')
     >>> def loss(forward, batch, key):
     ...   return jnp.mean((forward(batch['x'])[:, 0] - batch['y']) ** 2)
     >>> state = glora_jax.fit(

@@ -125,7 +125,7 @@ def sweep(
     >>> x = jax.random.normal(jax.random.key(0), (96, 4))
     >>> y = x @ jnp.array([1.0, 2.0, 3.0, 4.0])
     >>> model = nn.Dense(1)
-    >>> adapted = glora_jax.adapt(model, x, structure='lora:1', heads=None)
+    >>> adapted = glora_jax.adapt(model, x, structure='lora:1')
     >>> variables = adapted.init(jax.random.key(1), model.init(jax.random.key(2), x)['params'])
     >>> def loss(forward, batch, key):
     ...   return jnp.mean((forward(batch['x'])[:, 0] - batch['y']) ** 2)

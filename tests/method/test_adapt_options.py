@@ -37,7 +37,7 @@ def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias():
   inputs = X.astype(jnp.bfloat16)
   params = random_params(nn.Dense(3), inputs)
   params = {'kernel': params['kernel'].astype(jnp.bfloat16), 'bias': params['bias'] + 0.1}
-  adapted = glora_jax.adapt(nn.Dense(3), inputs)
+  adapted = glora_jax.adapt(nn.Dense(3), inputs, space=SearchSpace())
   variables, genome = random_variables(adapted, params), presets.preset(adapted.spec, 'ssf')
   fixed = adapted.fix(genome).apply(variables, inputs)
   folded = adapted.model.apply({'params': adapted.fold(variables, genome)}, inputs)
@@ -47,7 +47,7 @@ def test_a_fixed_subnet_computes_in_the_type_of_a_wide_bias():
 
 def test_boxed_kernels_get_supports_in_matching_boxes():
   example = model_zoo.EXAMPLES['with_partitioning']
-  adapted = glora_jax.adapt(example.model, *example.inputs)
+  adapted = glora_jax.adapt(example.model, *example.inputs, space=SearchSpace())
   adapter = random_variables(adapted, example.variables()['params'])['glora']
   inputs, outputs = ('layers', 'embed', None), ('layers', None, 'mlp')
   names = [box.names for _, box in sorted(adapter['steps']['up'].items())]

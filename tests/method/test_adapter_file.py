@@ -109,7 +109,7 @@ def test_an_adapter_goes_onto_its_base_in_fewer_bits_and_from_there_onto_the_lon
   [
     (3, {'space': glora_jax.SearchSpace(2)}, r'space \(The structure has lora:4 for A of fc'),
     (3, {'structure': 'bitfit'}, 'another structure than this model is fixed to'),
-    (5, {}, 'has the heads'),
+    (5, {'space': glora_jax.SearchSpace()}, 'has the heads'),
   ],
 )
 def test_an_adapter_goes_onto_no_model_with_another_space_structure_or_head(
@@ -159,7 +159,7 @@ def test_a_kernel_with_its_axes_the_other_way_round_is_refused(tmp_path):
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
   """A small adapter in the parts of its file: (adapted, params, tensors, metadata)."""
-  adapted, variables = ready(Mlp(), ONE)
+  adapted, variables = ready(Mlp(), ONE, space=glora_jax.SearchSpace())
   path = tmp_path_factory.mktemp('adapter') / 'a.safetensors'
   adapter_file.save_adapter(path, adapted.fix('full'), variables)
   return adapted, variables['params'], *read_tensors(path, 'adapter')

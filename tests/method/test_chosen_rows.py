@@ -22,7 +22,7 @@ from trees import normal, randomized
 
 import glora_jax
 from glora_jax.files import read_tensors
-from glora_jax.method.space import Spec
+from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.search.choice import rank_limit
 from glora_jax.serve import Pool
 
@@ -160,7 +160,7 @@ def test_gradients_are_those_of_the_merged_table_and_never_have_its_size(functio
 
 
 def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
-  adapted = glora_jax.adapt(Decoder(V), TOKENS, embeddings=[1, 2])
+  adapted = glora_jax.adapt(Decoder(V), TOKENS, embeddings=[1, 2], space=SearchSpace())
   start = adapted.init(KEY, random_params(Decoder(V), TOKENS))
 
   def loss(forward, batch, key):
@@ -174,7 +174,7 @@ def test_an_allocation_pays_for_the_rows_and_chooses_for_the_other_layers():
   options = {'budget': rows, 'key': KEY}
   named = 'the 12 that cannot be left out'
   assert_refused(named, glora_jax.allocate, adapted, start, loss, batches, **options)
-  whole = glora_jax.adapt(Decoder(V), TOKENS, embeddings=True)
+  whole = glora_jax.adapt(Decoder(V), TOKENS, embeddings=True, space=SearchSpace())
   start = whole.init(KEY, start['params'])
   assert glora_jax.allocate(whole, start, loss, batches, budget=99, key=KEY).genome[0].any()
 
@@ -309,7 +309,7 @@ def test_a_sum_of_adapters_has_the_rows_of_all(tmp_path):
   expected = jax.tree.map(
     lambda base, *folded: base + 0.5 * (folded[0] - base) - 2 * (folded[1] - base), params, one, two
   )
-  union = glora_jax.adapt(Decoder(V), TOKENS, embeddings=[0, 1, 7, 40], heads=None)
+  union = glora_jax.adapt(Decoder(V), TOKENS, embeddings=[0, 1, 7, 40], space=SearchSpace())
   fixed, variables = glora_jax.load_adapter(both, union, params)
   assert_trees_close(fixed.fold(variables), expected)
   glora_jax.combine({first: 0, second: 0}, both)

@@ -21,6 +21,7 @@ from glora_jax.method.trace.events import (
   LOOKED_UP,
   NO_MODULE,
   NOT_SELECTED,
+  TO_WORDS,
 )
 
 TOKENS = jnp.zeros((2, 5), int)
@@ -83,7 +84,8 @@ def test_every_matrix_is_covered_or_has_a_reason_and_a_share(lines):
   assert coverage.share == pytest.approx(16 / total)
   assert '4 of 5 weight matrices are not adapted (78.1% of parameters)' in str(coverage)
   assert adapted.summary().endswith(str(coverage))
-  level, message = lines()[0]
+  (_, first), (level, message) = lines()
+  assert first.endswith('heads, trained in full: out.')
   assert level == 'WARNING'  # of what might have a row
   assert message.startswith('3 of 5 weight matrices are not adapted (53.1% of parameters): w (')
 
@@ -163,6 +165,34 @@ def test_a_last_layer_that_is_no_head_is_said(lines, name, options, warning):
   found = [message for level, message in lines() if level == 'WARNING']
   assert len(found) == (warning is not None)
   assert warning is None or re.search(warning, found[0])
+
+
+@pytest.mark.parametrize('name', ['lm_head', 'output_projection'])
+@pytest.mark.parametrize(
+  'options, adapted, reason',
+  [
+    ({}, ['fc'], TO_WORDS),
+    ({'heads': None}, ['fc'], TO_WORDS),
+    ({'space': SearchSpace()}, ['fc'], TO_WORDS),
+    ({'heads': 'lm_head|output'}, ['fc'], HEAD),
+    ({'select': ''}, ['fc', None], None),
+    ({'select': 'lm_head|output'}, [None], None),
+  ],
+)
+def test_an_output_layer_to_words_is_left_alone_unless_it_is_named(
+  lines, name, options, adapted, reason
+):
+  found = glora_jax.adapt(Two(name), X, **options)
+  assert rows(found) == [row or name for row in adapted]
+  assert uncovered(found).get(f'{name}/kernel') == reason
+  assert 'WARNING' not in dict(lines())
+
+
+def test_the_default_is_a_lora_of_rank_8_and_a_space_leaves_the_structure_free():
+  adapted = glora_jax.adapt(Two('head'), X)
+  assert repr(adapted) == repr(glora_jax.adapt(Two('head'), X, structure='lora:8'))
+  assert adapted.fix(None).genome is None
+  assert glora_jax.adapt(Two('head'), X, space=SearchSpace()).genome is None
 
 
 class Inner(nn.Module):

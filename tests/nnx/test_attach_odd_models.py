@@ -105,7 +105,7 @@ def test_an_nnx_model_can_be_bridged_into_linen_after_folding_or_before_adapting
   linen = nnx.bridge.ToLinen(lambda rngs: nnx.clone(folded))
   start = linen.init(jax.random.key(0), INPUTS)
   assert_allclose(linen.apply(start, INPUTS), folded(INPUTS), atol=1e-5)
-  again = glora_jax.adapt(linen, INPUTS)
+  again = glora_jax.adapt(linen, INPUTS, space=glora_jax.SearchSpace())
   assert {layer.name for layer in again.spec} == {layer.name for layer in live.spec(attached)}
   start |= again.init(jax.random.key(0), start['params'])
   outputs = again.apply(start, INPUTS, genome=glora_jax.preset(again.spec, 'full'))

@@ -145,7 +145,7 @@ def test_a_base_that_was_trained_by_mistake_is_told_when_it_is_saved_and_folded(
   wrt, is_told, tmp_path, caplog
 ):
   model = nnx.Sequential(*(nnx.Linear(6, 6, rngs=nnx.Rngs(seed)) for seed in range(3)))
-  model = glora_nnx.fix(glora_nnx.attach(model, X, heads='layers/2'), 'lora:4')
+  model = glora_nnx.attach(model, X, heads='layers/2')
   optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=wrt)
 
   @nnx.jit(donate_argnums=(0, 1))

@@ -45,7 +45,7 @@ def set_statistics(**statistics):
 
 
 def shapes_alone():
-  adapted, _ = glora_nnx.as_adapted(attach(nnx.eval_shape(LiveMlp)))
+  adapted, _ = glora_nnx.as_adapted(attach(nnx.eval_shape(LiveMlp), space=glora_jax.SearchSpace()))
   variables = adapted.init(jax.random.key(0), glora_nnx.params(LiveMlp()))
   return adapted.apply(variables, X, genome=GENOME)
 

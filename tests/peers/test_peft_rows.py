@@ -69,7 +69,7 @@ def test_new_words_of_peft_need_an_extended_base_and_their_ids(tmp_path):
   named = 'extend the base first: glora_jax.extend'
   assert_refused(named, load_peft, tmp_path, small.adapted, small.params)
   untied = model(False)
-  for extended, embeddings, select in ((untied, True, None), (module, [19], 'q_proj|v_proj')):
+  for extended, embeddings, select in ((untied, True, ''), (module, [19], 'q_proj|v_proj')):
     glora_jax.torch.extend(extended, 3)
     other = ours(extended, embeddings, select=select)
     assert_refused('embeddings=[18, 3]', load_peft, tmp_path, other.adapted, other.params)

@@ -53,7 +53,7 @@ def quantized(**rule):
 def ready(request):
   qtype, tile_size = request.param
   theirs, params = quantized(weight_qtype=qtype, tile_size=tile_size)
-  adapted = glora_jax.adapt(Model(), X)
+  adapted = glora_jax.adapt(Model(), X, space=glora_jax.SearchSpace())
   return theirs, params, adapted, adapted.init(KEY, params)
 
 

@@ -19,7 +19,7 @@ from comparing import vector
 from hand_count import Counted, Kernel, Kernels, beside, registry
 from timm.models._efficientnet_builder import decode_arch_def
 
-from glora_jax.method.trace.events import CONVOLUTION, HEAD, ITEM_BY_ITEM, LOOKED_UP
+from glora_jax.method.trace.events import CONVOLUTION, HEAD, ITEM_BY_ITEM, LOOKED_UP, TO_WORDS
 from tests.peers import families
 
 DEPTH, WIDTH, HIDDEN, HEADS, KV_HEADS, CHANNELS, VOCABULARY = 2, 16, 24, 4, 2, 6, 17
@@ -224,7 +224,7 @@ def _decoder(module, names, rows, reasons, experts=None, bias=False):
 
 
 TABLE = 'model/embed_tokens/weight'
-UNTIED = {TABLE: LOOKED_UP, 'lm_head/weight': HEAD}
+UNTIED = {TABLE: LOOKED_UP, 'lm_head/weight': TO_WORDS}
 
 
 @example

@@ -35,7 +35,7 @@ def supernet(name):
   images = jax.random.normal(jax.random.key(0), (NUM_IMAGES, 4, 4, 3))
   # With this key some are right about the last image, which padding repeats.
   labels = jax.random.randint(jax.random.key(8), (NUM_IMAGES,), 0, 4)
-  return *ready(MODELS[name], images[:1], heads=None), images, labels
+  return *ready(MODELS[name], images[:1], space=glora_jax.SearchSpace(), heads=None), images, labels
 
 
 def problem(name, num_genomes=7):

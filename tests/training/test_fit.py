@@ -220,7 +220,7 @@ def test_a_model_is_freed_when_nobody_holds_it(call):
   """With the programs that were compiled for it; that of an NNX model holds its base."""
 
   def kernel_of_a_trained_model():
-    model = glora_jax.nnx.attach(LiveMlp(8), problem().images)
+    model = glora_jax.nnx.attach(LiveMlp(8), problem().images, space=glora_jax.SearchSpace())
     model.eval()
     adapted, variables = glora_jax.nnx.as_adapted(model)
     call(adapted, variables, glora_jax.classification(), problem().data, KEY)

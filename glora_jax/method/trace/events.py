@@ -16,6 +16,7 @@ from glora_jax.tree import KeyPath
 # Why a matrix is not adapted, as written in brackets after its name.
 HEAD = 'trained in full'
 NOT_SELECTED = 'not selected'
+TO_WORDS = 'output layer to words; use select or heads'
 LOOKED_UP = 'embedding lookup'
 ITEM_BY_ITEM = 'not a matmul'
 CONVOLUTION = 'convolution; use convs=True'
@@ -23,9 +24,9 @@ AN_INPUT = 'used as an input of other weights'
 UNUSED = 'not used'
 NO_MODULE = 'matmul outside the known modules; use glora_jax.adapt_function'
 
-# Two kinds of reasons cause no warning in the log: the user's choice, and matrices that are not
-# linear layers.
-CHOSEN = (HEAD, NOT_SELECTED)
+# Two kinds of reasons cause no warning in the log: what is left out by choice, and matrices that
+# are not linear layers.
+CHOSEN = (HEAD, NOT_SELECTED, TO_WORDS)
 ORDINARY = (LOOKED_UP, ITEM_BY_ITEM, CONVOLUTION, AN_INPUT, UNUSED)
 
 

@@ -1,8 +1,7 @@
 """All fields of a config: `RunSettings`, its sections, and which fields contradict each other.
 
-Types, ranges, defaults and meanings are declared here and nowhere else. The sections `Recipe`,
-`Sampling`, `Consistency`, `Evolution` and `Augmentation` are declared where they are used. To print
-all fields:
+Types, ranges, defaults and meanings are declared here; those of the sections `Recipe`, `Sampling`,
+`Consistency`, `Evolution` and `Augmentation` where they are used. To print all fields:
 
     python -m glora_jax.main --help_config=all
 """

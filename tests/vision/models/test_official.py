@@ -65,7 +65,7 @@ def test_all_golden_genomes_give_the_official_logits_and_counts(golden_vit, dtyp
       lambda value: jnp.asarray(value, dtype),
       ({name: golden_vit[name] for name in ('params', 'glora')}, golden_vit['x']),
     )
-    adapted = glora_jax.adapt(ViT(7, **golden_vit['shape']), images)
+    adapted = adapt(ViT(7, **golden_vit['shape']), images)
     apply = jax.vmap(lambda genome: adapted.apply(variables, images, genome=genome))
     logits = np.asarray(jax.jit(apply)(golden_vit['genomes']))
   assert logits.dtype == dtype
