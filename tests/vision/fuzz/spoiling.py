@@ -94,6 +94,6 @@ def spoilt_copy(draw, source, target):
     if files:
       try:
         spoil(draw, draw(st.sampled_from(sorted(files))))
-      except (ValueError, OSError, RecursionError, safetensors.SafetensorError):
+      except (ValueError, OSError, ImportError, RecursionError, safetensors.SafetensorError):
         continue  # it is spoilt already
   return number
