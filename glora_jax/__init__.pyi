@@ -33,6 +33,7 @@ from glora_jax.torch_files import save_folded as save_folded
 from glora_jax.training.consistency import Consistency as Consistency
 from glora_jax.training.fit import fit as fit
 from glora_jax.training.fit import linear_probe as linear_probe
+from glora_jax.training.looks import evaluate as evaluate
 from glora_jax.training.loop import TrainState as TrainState
 from glora_jax.training.losses import classification as classification
 from glora_jax.training.recipe import Recipe as Recipe

@@ -41,7 +41,7 @@ def test_the_readmes_lines_of_library_use_run(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_program_that_resumes_ends_with_the_adapter_file_of_an_uninterrupted_training(tmp_path):
-  [program] = code_of('docs/howto/save.md')
+  [program] = code_of('docs/howto/train.md')[1:]
 
   def start(name, program=program):
     (tmp_path / name).mkdir(exist_ok=True)

@@ -76,8 +76,8 @@ class Problem:
       dataclasses.replace(RECIPE, **fields),
       key=jax.random.key(4),
       sample=None if preset else functools.partial(draw, spec=self.adapted.spec),
-      steps_per_dispatch=1,
-      on_dispatch=lambda _, means: losses.append(means['loss']),
+      every=1,
+      callback=lambda _, means: losses.append(means['loss']),
       progress=False,
     )
     return {'losses': losses, 'trained': digest(state.trainable)}

@@ -34,7 +34,7 @@ from glora_jax.vision.runs.settings import (
   SpaceSettings,
   TrainingSettings,
 )
-from glora_jax.vision.runs.stages.training import MOST_STEPS, FullFineTuning, loss_of
+from glora_jax.vision.runs.stages.training import FullFineTuning, loss_of
 
 Program = tuple[Any, tuple[Any, ...]]  # a compiled function and its arguments
 Shape = jax.ShapeDtypeStruct
@@ -114,7 +114,7 @@ def training(run: Context, learner: Adapted) -> Program:
   steps = make_steps(
     loss_of(run, learner, split.labels), optimizer, recipe.accumulate, run.mesh, whole
   )
-  per_call = steps_per_call(recipe.steps_per_epoch(number), MOST_STEPS)
+  per_call = steps_per_call(recipe.steps_per_epoch(number))
   indices = Shape((per_call, recipe.batch_size), jnp.int32)
   state, indices = meshes.replicate(run.mesh, (start.opt_state, indices))
   return steps, (trainable, state, 0, frozen, split, indices, KEY, None)

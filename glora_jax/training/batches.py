@@ -30,8 +30,8 @@ from glora_jax.method.validation import (
   size_of,
 )
 
-# Maximum number of steps of a compiled call whose batches are not on the device yet. While it runs,
-# those of the next call are read and sent.
+MOST_STEPS = 50  # of a compiled call
+# The same if its batches are not on the device yet. While it runs, those of the next are read.
 MOST_STREAMED_STEPS = 8
 # About how many examples a stream reads per call of `batches`, each of which may start workers.
 _READ_AT_ONCE = 2**20
@@ -118,25 +118,28 @@ class Resident:
   draw: Draw | None = None
 
   def blocks(
-    self, key: Any, steps: tuple[int, int], most_steps: int, mesh: jax.sharding.Mesh | None = None
+    self,
+    key: Any,
+    steps: tuple[int, int],
+    every: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
   ) -> Iterator[Block]:
     """The batches of some steps.
 
     Args:
       key: random key of the order, or a list of keys, one for each run.
       steps: the first step, and the one after the last.
-      most_steps: maximum number of steps of a block.
+      every: number of steps whose multiples end a block; None if blocks may end anywhere.
       mesh: devices that every batch is split over; the data set is replicated.
     """
     data, (first, last) = meshes.hold(mesh, self.data), steps
-    block_size = steps_per_call(self.num_examples // self.batch_size, most_steps)
+    size = steps_per_call(every or self.num_examples // self.batch_size, every)
 
     def in_order(key):
       return batch_indices(key, first, last, self.num_examples, self.batch_size, self.draw)
 
     rows = zip(*map(in_order, key), strict=True) if isinstance(key, list) else in_order(key)
-    for start in range(first, last, block_size):
-      stop = min(start + block_size, last)
+    for start, stop in _ends(steps, size, every):
       yield Block(stop, data, np.stack([*itertools.islice(rows, stop - start)]))
 
 
@@ -160,23 +163,22 @@ class Streamed:
     return len(self.stream)
 
   def blocks(
-    self, key: Any, steps: tuple[int, int], most_steps: int, mesh: jax.sharding.Mesh | None = None
+    self,
+    key: Any,
+    steps: tuple[int, int],
+    every: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
   ) -> Iterator[Block]:
     """The batches of some steps, see `Resident`.
 
     A block that is shorter than an epoch ends with the epoch, at the latest.
     """
-    first, last = steps
-    steps_per_epoch = self.num_examples // self.batch_size
-    block_size = steps_per_call(steps_per_epoch, min(most_steps, MOST_STREAMED_STEPS))
-    in_order = batch_indices(key, first, last, self.num_examples, self.batch_size, self.draw)
+    per_epoch = self.num_examples // self.batch_size
+    size = steps_per_call(every or per_epoch, every, MOST_STREAMED_STEPS)
+    in_order = batch_indices(key, *steps, self.num_examples, self.batch_size, self.draw)
     batches = read(self.stream, in_order, self.batch_size, mesh)
-    while first < last:
-      left_of_epoch = steps_per_epoch - first % steps_per_epoch
-      num_steps = min(block_size, left_of_epoch) if block_size < steps_per_epoch else block_size
-      stop = min(first + num_steps, last)
-      yield Block(stop, _stack([*itertools.islice(batches, stop - first)], mesh), None)
-      first = stop
+    for start, stop in _ends(steps, size, every or (per_epoch if size < per_epoch else None)):
+      yield Block(stop, _stack([*itertools.islice(batches, stop - start)], mesh), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,11 @@ class Loader:
     return isinstance(self.batches, Iterator)
 
   def blocks(
-    self, key: Any, steps: tuple[int, int], most_steps: int, mesh: jax.sharding.Mesh | None = None
+    self,
+    key: Any,
+    steps: tuple[int, int],
+    every: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
   ) -> Iterator[Block]:
     """The batches of some steps, see `Resident`; a block has consecutive batches of one shape.
 
@@ -213,12 +219,11 @@ class Loader:
     """
     del key
     first, last = steps
-    most_steps = min(most_steps, MOST_STREAMED_STEPS)
     # To resume, whole epochs are skipped without reading them, if their length is known.
     skipped = first if self.per_epoch is None else first % self.per_epoch
     weighted = itertools.islice(self._passes(), skipped, skipped + last - first)
     for (_, weight), alike in itertools.groupby(weighted, key=_shapes_and_weight):
-      while block := [batch for batch, _ in itertools.islice(alike, most_steps)]:
+      while block := [batch for batch, _ in itertools.islice(alike, _most_loaded(first, every))]:
         first += len(block)
         if mesh is not None:
           local = meshes.local_rows(mesh, size_of(block[0]))
@@ -348,12 +353,31 @@ def split_traced(mesh: jax.sharding.Mesh | None, rows: jax.Array, axis: int = 0)
   return jax.lax.with_sharding_constraint(rows, meshes.split_over(mesh, axis))
 
 
-def steps_per_call(steps_per_epoch: int, most: int) -> int:
+def _ends(steps: tuple[int, int], size: int, every: int | None) -> Iterator[tuple[int, int]]:
+  """The first step of each block, and the one after its last: of `size` steps, or to a multiple."""
+  start, last = steps
+  while start < last:
+    stop = min(start + size, last)
+    if every is not None:
+      stop = min(stop, start - start % every + every)
+    yield start, stop
+    start = stop
+
+
+def _most_loaded(first: int, every: int | None) -> int:
+  """Maximum number of steps of a block of loaded batches that begins with this step."""
+  left = MOST_STREAMED_STEPS if every is None else every - first % every
+  return min(left, MOST_STREAMED_STEPS)
+
+
+def steps_per_call(steps_per_epoch: int, every: int | None = None, most: int = MOST_STEPS) -> int:
   """The number of steps of a compiled call: at most `most`, and the same in nearly every call.
 
   Calls of one length are compiled once. So a call has one or more complete epochs if they are
-  short, and otherwise a number of steps that divides the epoch, if a large one does.
+  short, and otherwise a number of steps that divides the epoch, if a large one does. With `every`
+  it has no more steps than that.
   """
+  most = min(most, every or most)
   if steps_per_epoch < most:
     return steps_per_epoch * (most // steps_per_epoch)
   largest_fraction = max(n for n in range(1, most + 1) if steps_per_epoch % n == 0)

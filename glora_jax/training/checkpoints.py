@@ -10,8 +10,10 @@ import os
 import pathlib
 import shutil
 import time
+import types
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from glora_jax import mesh as meshes
+from glora_jax.checks import shown
 from glora_jax.errors import UserError
 from glora_jax.files import Path, first_line, read_json, write_json
 from glora_jax.training.loop import TrainState
@@ -46,10 +49,11 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
 
   Args:
     folder: path of the folder, which is created if it is missing.
+    about: what the training is, beyond its arrays; JSON's types.
 
   Raises:
     OSError: the folder cannot be written.
-    ValueError: a later version wrote the states in it.
+    ValueError: a later version wrote the states in it, or they are of another training by `about`.
 
   Example:
     >>> import tempfile
@@ -63,11 +67,12 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     7
   """
 
-  def __init__(self, folder: Path):
+  def __init__(self, folder: Path, about: Mapping[str, Any] = types.MappingProxyType({})):
     self._folder = os.path.abspath(folder)
-    self._format = os.path.join(self._folder, 'format.json')  # of the states: kind and format
+    self._about = dict(about)
+    self._format = os.path.join(self._folder, 'format.json')  # of the states: kind, format, about
     if os.path.exists(self._format):  # orbax might misread the states of a later version
-      read_json(self._format, KIND, remedy='remove it')
+      self._require_same_training(read_json(self._format, KIND, remedy='remove it'))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with self._explain_failures():
       # Orbax's own removal goes on after `close`, while the next manager writes to the same folder.
@@ -77,6 +82,18 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
       # Without a handler orbax does not know the shapes of saved states.
       handler = ocp.StandardCheckpointHandler()
       self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
+
+  def _require_same_training(self, saved: Mapping[str, Any]) -> None:
+    changed = [
+      f'{name}={shown(saved.get(name))}, here {shown(value)}'
+      for name, value in self._about.items()
+      if saved.get(name) != value
+    ]
+    if changed:
+      raise UserError(
+        f'The training states in {self._folder} are of another training ({"; ".join(changed)}). '
+        'Continue with what it was trained with, or pass another folder.'
+      )
 
   def __exit__(self, *exception: object) -> None:
     with self._explain_failures():
@@ -200,7 +217,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager):
     copied = TrainState(trainable, opt_state, state.step)
     with self._explain_failures():
       if meshes.primary():
-        write_json(self._format, {}, KIND)
+        write_json(self._format, self._about, KIND)
       self._manager.save(
         int(np.max(state.step)), args=ocp.args.StandardSave((copied, _checksum(state)))
       )

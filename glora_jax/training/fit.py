@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from glora_jax.checks import validate
+from glora_jax import checks
+from glora_jax import mesh as meshes
 from glora_jax.compiling import keep_last
+from glora_jax.files import Path
 from glora_jax.mesh import device_key
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Forward, Loss, check_data
 from glora_jax.method.genomes import smallest_genome
+from glora_jax.training.checkpoints import TrainingCheckpoints
+from glora_jax.training.looks import Callback, Looks, Measure, measure_of
 from glora_jax.training.loop import (
   LossFn,
   NonFiniteLossError,
@@ -43,11 +49,13 @@ def fit(
   key: jax.Array,
   sample: Sample | None = None,
   tx: optax.GradientTransformation | None = None,
-  rates: Any = None,
+  scale_updates: Any = None,
+  validate: Any = None,
+  every: int | Literal['epoch'] = 'epoch',
+  patience: int | None = None,
+  callback: Callback | None = None,
+  save: Path | None = None,
   state: TrainState | None = None,
-  stop_epoch: int | None = None,
-  steps_per_dispatch: int = 50,
-  on_dispatch: Callable[[TrainState, dict[str, Any]], None] | None = None,
   title: str = 'train',
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
@@ -92,17 +100,24 @@ def fit(
     tx: an optimizer with its schedule, in place of the recipe's; the recipe then gives only
       `epochs`, `steps`, `batch_size`, `accumulate` and `lora_dropout`. With `optax.partition`
       or `optax.masked` arrays can have different optimizers.
-    rates: a factor on the optimizer's updates, for several runs factors [n]; with the recipe's
-      optimizer they are factors on the learning rate. `sweep` compares rates by validation loss.
+    scale_updates: a factor on the optimizer's updates, for several runs factors [n]; with the
+      recipe's optimizer they are factors on the learning rate. `sweep` compares learning rates.
+    validate: what to measure every so many steps: a data set or a list of batches, whose mean loss
+      and metrics `evaluate` gives, with this loss and the recipe's batch size; or a function
+      `variables -> loss`, or `-> {'loss': ..., ...}`. The bar shows them as 'val_loss' and so on.
+      For a loss that drops or augments, pass a function that evaluates without.
+    every: number of steps between two looks, at which the training is measured, `callback` is
+      called and the state is saved; 'epoch' is that of an epoch. The last step is a look, too.
+    patience: number of looks without a lower validation loss after which the training stops. The
+      result is then the state with the lowest. None trains to the end, and returns the last state.
+    callback: `callback(step, metrics)`, to log: at each look, with the mean loss and metrics since
+      the one before and what was measured, floats. True stops the training. For several runs they
+      are NumPy arrays [n], NaN for a run that stopped.
+    save: path of a folder that keeps the newest states. The same call with the same folder
+      continues where it was interrupted, and ends with the same bytes; once it has ended, the call
+      returns its result.
     state: state to continue from, of the same structure, optimizer and batch size; it is not
-      changed. None starts from `variables`.
-    stop_epoch: the epoch of the recipe's schedule to stop after; None goes to its end, and so does
-      any but 0 if the number of batches is unknown.
-    steps_per_dispatch: maximum number of steps of a compiled call; after each call progress is
-      shown and `on_dispatch` is called.
-    on_dispatch: called with the state and the mean metrics since the last call, to save or log
-      them. The next steps reuse the memory of the state's arrays: copy what you keep. For several
-      runs the means are NumPy arrays [n], NaN for a run that stopped.
+      changed. None starts from `variables`. A state in `save` comes first.
     title: text before the progress bar.
     progress: whether to show the bar.
     mesh: devices of all processes that every batch is split over; the trained state is replicated.
@@ -119,12 +134,15 @@ def fit(
   Raises:
     TypeError: an argument has the wrong type, the data are not all numbers, or the metrics are not
       a dictionary.
-    ValueError: an argument is out of range, or the loss or a metric is not one number. The data
+    ValueError: an argument is out of range, or the loss or a metric is not one number. `save` has
+      another training, or all its states are damaged. `patience` has nothing to compare. The data
       have no examples, arrays of different lengths or, for `classification()`, a label that is not
       a class. The batch size does not fit the data or the mesh, or a batch or its paths do not
       divide into equal parts. An iterator would have to start again, the number of steps is
       unknown, or the length of the batches is wrong. `state` has other arrays or more steps than
-      this training. Several runs lack a start or a rate each, have no arrays, or have a mesh.
+      this training. Several runs lack a start or a factor each, have no arrays, or have a mesh,
+      `patience` or `save`.
+    OSError: `save` cannot be written.
     NonFiniteLossError: the loss or gradient of a single run became NaN or infinite; its `.state` is
       the last good one.
 
@@ -151,30 +169,89 @@ def fit(
     >>> bool(jnp.mean((model.apply({'params': params}, x)[:, 0] - y) ** 2) < 0.1)
     True
   """
-  validate(adapted, Adapted, 'adapted')
-  loss_fn = step_loss(adapted, loss, sample, validate(recipe, Recipe, 'recipe').lora_dropout)
-  with _checked_data(loss, batches, adapted):
-    if are_several(key):
-      trainable, frozen = split_starts(adapted, validate(variables, Sequence, 'variables'))
-    else:
-      trainable, frozen = adapted.split(variables)
-    return minimize(
-      loss_fn,
-      trainable,
-      frozen,
-      batches,
-      recipe,
-      key,
-      tx=tx,
-      rates=rates,
-      state=state,
-      stop_epoch=stop_epoch,
-      steps_per_dispatch=steps_per_dispatch,
-      on_dispatch=on_dispatch,
-      title=title,
-      progress=progress,
-      mesh=mesh,
+  checks.validate(adapted, Adapted, 'adapted')
+  loss_fn = step_loss(adapted, loss, sample, checks.validate(recipe, Recipe, 'recipe').lora_dropout)
+  measure = measure_of(validate, adapted, loss, recipe.batch_size, mesh)
+  _check_looks(measure, patience, callback, save, are_several(key))
+  if are_several(key):
+    trainable, frozen = split_starts(adapted, checks.validate(variables, Sequence, 'variables'))
+  else:
+    trainable, frozen = adapted.split(variables)
+  with (
+    _checked_data(loss, batches, adapted),
+    _saved(save, recipe, key, scale_updates) as checkpoints,
+  ):
+    looks = Looks(measure, patience, callback, checkpoints)
+    saved = None
+    if checkpoints is not None:
+      saved = looks.restore(_first_state(trainable, frozen, recipe, tx, mesh))
+    if saved is not None and looks.is_done:
+      return looks.chosen(saved)
+    return looks.chosen(
+      minimize(
+        loss_fn,
+        trainable,
+        frozen,
+        batches,
+        recipe,
+        key,
+        tx=tx,
+        scale_updates=scale_updates,
+        state=saved or state,
+        every=every,
+        look=looks if looks.has_work() else None,
+        title=title,
+        progress=progress,
+        mesh=mesh,
+      )
     )
+
+
+def _check_looks(
+  measure: Measure | None,
+  patience: int | None,
+  callback: Callback | None,
+  save: Path | None,
+  are_several: bool,
+) -> None:
+  """Raises an error if the arguments of a training's looks do not fit together; see `fit`."""
+  checks.validate(callback, Callable | None, 'callback')
+  checks.validate(patience, int | None, 'patience', least=1)
+  if patience is not None and measure is None:
+    raise ValueError(f'patience={patience} compares validation losses; pass validate=, too.')
+  if are_several and (patience is not None or save is not None):
+    raise ValueError(
+      'Runs side by side end together, and their states are not saved; leave patience and save '
+      'out, or train one run after the other.'
+    )
+
+
+def _saved(
+  folder: Path | None, recipe: Recipe, key: jax.Array, scale_updates: Any
+) -> contextlib.AbstractContextManager[TrainingCheckpoints | None]:
+  """The checkpoints of a training in a folder; None without one."""
+  if folder is None:
+    return contextlib.nullcontext()
+  about = {
+    **dataclasses.asdict(recipe),
+    'key': np.asarray(jax.random.key_data(key)).tolist(),
+    'scale_updates': scale_updates and float(scale_updates),
+  }
+  return TrainingCheckpoints(folder, about)
+
+
+def _first_state(
+  trainable: Any,
+  frozen: Any,
+  recipe: Recipe,
+  tx: optax.GradientTransformation | None,
+  mesh: jax.sharding.Mesh | None,
+) -> TrainState:
+  """A state with the arrays of a training, for reading a saved one."""
+  # The number of steps changes no array of the optimizer's state.
+  optimizer = recipe.optimizer(per_epoch=1) if tx is None else tx
+  first, opt_state = meshes.replicate(mesh, (trainable, optimizer.init(trainable)))
+  return TrainState(first, opt_state, 0, frozen)
 
 
 @contextlib.contextmanager
@@ -205,14 +282,14 @@ def step_loss(
     TypeError: `loss` or `sample` is not a function.
     ValueError: there is a `sample`, but the structure is fixed.
   """
-  validate(loss, Callable, 'loss')
+  checks.validate(loss, Callable, 'loss')
   if adapted.genome is not None and sample is not None:
     raise ValueError(
       'sample draws structures, but this one is fixed; leave sample out, or free the structure '
       'with adapted.fix(None).'
     )
   sample = functools.partial(Sampling().draw, spec=adapted.spec) if sample is None else sample
-  validate(sample, Callable, 'sample')
+  checks.validate(sample, Callable, 'sample')
 
   def loss_fn(trainable, frozen, batch, key):
     genome = None
@@ -302,7 +379,7 @@ def linear_probe(
     >>> bool((logits.argmax(-1) == labels).mean() > 0.9)
     True
   """
-  validate(adapted, Adapted, 'adapted')
+  checks.validate(adapted, Adapted, 'adapted')
   if not adapted.places.head_paths:
     raise ValueError(
       'The adapted model has no head (heads=None), so a linear probe has nothing to train; pass '

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
 # (trainable, frozen, batch, key) -> loss, or (loss, metrics), all scalars.
 LossFn = Callable[[Any, Any, Any, jax.Array], Any]
+Look = Callable[['TrainState', dict[str, Any]], bool | None]
 
 
 class TrainState(NamedTuple):
@@ -301,9 +302,25 @@ def _first_step(state: TrainState, source: Source, limit: int) -> int:
   return first
 
 
-def _means(metrics: Metrics, stopped: Any) -> dict[str, Any]:
+def _interval(every: int | Literal['epoch'], per_epoch: int | None) -> int:
+  """The steps between two looks.
+
+  Raises:
+    ValueError: an epoch's number of steps is unknown.
+  """
+  if every != 'epoch':
+    return validate(every, int, 'every', least=1)
+  if per_epoch is None:
+    raise ValueError("every='epoch', and the number of batches is unknown; pass a number of steps.")
+  return per_epoch
+
+
+def _means(metrics: Sequence[Metrics], stopped: Any) -> dict[str, Any]:
   """Means over the steps: floats, or for n runs NumPy arrays [n], NaN for a run that stopped."""
-  means = {name: np.mean(values, axis=0) for name, values in metrics.items()}
+  means = {
+    name: np.mean(np.concatenate([np.asarray(call[name]) for call in metrics]), axis=0)
+    for name in metrics[0]
+  }
   if not np.ndim(stopped):
     return {name: float(mean) for name, mean in means.items()}
   return {name: np.where(stopped, np.nan, mean) for name, mean in means.items()}
@@ -322,13 +339,13 @@ def are_several(key: Any) -> bool:
 
 
 def _checked_runs(
-  key: Any, trainable: Any, rates: Any, state: TrainState | None, source: Source, mesh: Any
+  key: Any, trainable: Any, factors: Any, state: TrainState | None, source: Source, mesh: Any
 ) -> tuple[int | None, jax.Array | None]:
-  """The number of runs side by side, None for a single run, and the rates, float [n] or [].
+  """The number of runs side by side, None for a single run, and the factors, float [n] or [].
 
   Raises:
     TypeError: a key or the state has the wrong type.
-    ValueError: several runs lack a start or a rate each, have no arrays, or have a mesh.
+    ValueError: several runs lack a start or a factor each, have no arrays, or have a mesh.
   """
   runs = len(key) if are_several(key) else None
   check_key(key if runs is None else key[0])
@@ -347,13 +364,38 @@ def _checked_runs(
       raise ValueError(
         f'Every array of trainable must have an axis [{runs}], a start for each key.'
       )
-    rates = np.ones(runs) if rates is None else rates
-  if rates is None:
+    factors = np.ones(runs) if factors is None else factors
+  if factors is None:
     return runs, None
-  checked = np.asarray(rates, np.float32)
+  checked = np.asarray(factors, np.float32)
   if checked.shape != shape or not (np.isfinite(checked) & (checked > 0)).all():
-    raise ValueError(f'rates={shown(rates)} must be numbers above 0, one for each key.')
+    raise ValueError(f'scale_updates={shown(factors)} must be numbers above 0, one for each key.')
   return runs, jnp.asarray(checked)
+
+
+class _Report:
+  """Shows the metrics of each compiled call, and calls `look` where one is due."""
+
+  def __init__(self, bar: Any, look: Look | None, interval: int | None, last: int):
+    self.bar, self.look, self.interval, self.last = bar, look, interval, last
+    self.measured: list[Metrics] = []  # since the last look
+    self.told: dict[str, Any] = {}  # by that
+
+  def __call__(self, state: TrainState, metrics: Metrics, step: int, stopped: np.ndarray) -> bool:
+    """Returns whether the training is to stop."""
+    means, is_done = _means([metrics], stopped), False
+    self.measured.append(metrics)
+    if self.look and self.interval and (step % self.interval == 0 or step == self.last):
+      means = _means(self.measured, stopped)
+      is_done = self.look(state, means)
+      self.told = {name: value for name, value in means.items() if name not in metrics}
+      self.measured = []
+    shown = {**means, **self.told}
+    self.bar.set_postfix(
+      {name: f'{np.asarray(mean)[~stopped].mean():.3f}' for name, mean in shown.items()}
+    )
+    self.bar.update(step - self.bar.n)
+    return bool(is_done)
 
 
 def minimize(
@@ -365,11 +407,10 @@ def minimize(
   key: jax.Array,
   *,
   tx: optax.GradientTransformation | None = None,
-  rates: Any = None,
+  scale_updates: Any = None,
   state: TrainState | None = None,
-  stop_epoch: int | None = None,
-  steps_per_dispatch: int = 50,
-  on_dispatch: Callable[[TrainState, dict[str, Any]], None] | None = None,
+  every: int | Literal['epoch'] = 'epoch',
+  look: Look | None = None,
   title: str = 'train',
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
@@ -387,11 +428,13 @@ def minimize(
     recipe: epochs, batches and optimizer.
     key: random key, or keys [n].
     tx: the optimizer.
-    rates: factor on the updates, or factors [n].
+    scale_updates: factor on the updates, or factors [n].
     state: state to continue from.
-    stop_epoch: the epoch to stop after.
-    steps_per_dispatch: maximum number of steps of a compiled call.
-    on_dispatch: called after each compiled call.
+    every: steps between two calls of `look`.
+    look: `look(state, means)`, called with the mean metrics of the steps since its last call, also
+      after the last step. What it adds to them is shown; True stops the training. The next steps
+      reuse the memory of the state's arrays. For several runs the means are NumPy arrays [n], NaN
+      for a run that stopped.
     title: text before the progress bar.
     progress: whether to show the bar.
     mesh: devices that every batch is split over.
@@ -420,7 +463,7 @@ def minimize(
 
     >>> starts, keys = {'slope': jnp.zeros((2, 1))}, jax.random.split(jax.random.key(0))
     >>> state = minimize(
-    ...   loss_fn, starts, {}, data, recipe, keys, rates=[1.0, 0.001], progress=False
+    ...   loss_fn, starts, {}, data, recipe, keys, scale_updates=[1.0, 0.001], progress=False
     ... )
     >>> print(state.step, state.trainable['slope'].round(1)[:, 0])
     [200 200] [3. 0.]
@@ -429,37 +472,33 @@ def minimize(
   validate(recipe, Recipe, 'recipe')
   validate(tx, optax.GradientTransformation | None, 'tx')
   check_only_arrays('arrays to train with', (trainable, frozen))
-  steps_per_dispatch = validate(steps_per_dispatch, int, 'steps_per_dispatch', least=1)
-  stop_epoch = validate(stop_epoch, int | None, 'stop_epoch', least=0, most=recipe.epochs)
   if mesh is not None:
     meshes.require_mesh(mesh)
   parts = recipe.accumulate * (1 if mesh is None else mesh.size)
   source = source_of(batches, recipe.batch_size, parts, draw)
-  runs, rates = _checked_runs(key, trainable, rates, state, source, mesh)
+  runs, factors = _checked_runs(key, trainable, scale_updates, state, source, mesh)
 
   order_key, step_key = jax.random.split(key) if runs is None else _keys_of_runs(key)
   warn_of_rounding(trainable)
   per_epoch = _steps_per_epoch(source, recipe, mesh)
-  limit = recipe.num_steps(per_epoch)
-  # An epoch of unknown length counts as the whole training.
-  last = limit if stop_epoch is None else min(limit, stop_epoch * (per_epoch or limit))
+  last = recipe.num_steps(per_epoch)
+  interval = None if look is None else _interval(every, per_epoch)
   optimizer = _optimizer(recipe, per_epoch) if tx is None else tx
 
   frozen = meshes.settle(mesh, frozen)
   state = _start_state(trainable, frozen, state, optimizer, mesh, runs)
-  first = _first_step(state, source, limit)
+  reached = first = _first_step(state, source, last)
   if 0 < first < last:
     log.info('%s: resumed at step %d', title, first)
 
-  blocks = source.blocks(order_key, (first, last), steps_per_dispatch, mesh)
+  blocks = source.blocks(order_key, (first, last), interval, mesh)
   steps = reported(
     'training steps',
     make_steps(loss_fn, optimizer, recipe.accumulate, mesh, meshes.are_replicated(frozen)),
   )
   show = progress and meshes.primary()
-  with progress_bar(
-    total=last, initial=min(first, last), desc=title, unit='step', wanted=show
-  ) as bar:
+  with progress_bar(total=last, initial=first, desc=title, unit='step', wanted=show) as bar:
+    report = _Report(bar, look, interval, last)
     block = next(blocks, None)
     while block is not None:
       trainable, opt_state, done, metrics = steps(
@@ -470,24 +509,20 @@ def minimize(
         block.data,
         block.indices,
         step_key,
-        rates,
+        factors,
         block.weight,
       )
       following = next(blocks, None)  # read and put on the device while these steps run
       number = int(done) if runs is None else np.asarray(done)
       state = TrainState(trainable, opt_state, number, frozen)
-      stopped = np.less(state.step, block.stop)
+      reached = block.stop
+      stopped = np.less(state.step, reached)
       if stopped.all():
         break
-      means = _means(metrics, stopped)
-      bar.set_postfix(
-        {name: f'{np.asarray(mean)[~stopped].mean():.3f}' for name, mean in means.items()}
-      )
-      bar.update(block.stop - bar.n)
-      if on_dispatch is not None:
-        on_dispatch(state, means)
+      if report(state, metrics, reached, stopped):
+        break
       block = following
-  behind = np.flatnonzero(np.less(state.step, last))
+  behind = np.flatnonzero(np.less(state.step, reached))
   if len(behind) and runs is None:
     raise NonFiniteLossError(state, recipe.learning_rate if tx is None else None)
   if len(behind):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from glora_jax.checks import shown, validate
+from glora_jax import checks
+from glora_jax.checks import shown
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.forward import Loss
 from glora_jax.method.sample import check_key
 from glora_jax.method.validation import as_data, size_of
-from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.fit import Sample, fit
+from glora_jax.training.looks import Callback, Measure, measure_of
 from glora_jax.training.loop import NonFiniteLossError, TrainState
 from glora_jax.training.recipe import Recipe
 
@@ -67,14 +68,15 @@ def sweep(
   recipe: Recipe,
   *,
   rates: Any,
-  validation_loss: Callable[[Any], Any],
+  validate: Any,
   key: jax.Array,
   side_by_side: bool = False,
   sample: Sample | None = None,
+  every: int | Literal['epoch'] = 'epoch',
+  patience: int | None = None,
+  callback: Callback | None = None,
   save: Path | None = None,
   on_rate: Callable[[float, float], None] | None = None,
-  steps_per_dispatch: int = 50,
-  on_dispatch: Callable[[TrainState, dict[str, Any]], None] | None = None,
   progress: bool = True,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Sweep:
@@ -92,21 +94,21 @@ def sweep(
       rate.
     recipe: epochs, batch size and optimizer; the ends of its schedule change with the rate.
     rates: learning rates, [n], ascending; `np.geomspace(1e-4, 1e-2, 5)` for instance.
-    validation_loss: `validation_loss(variables) -> number`, the lower the better: the loss on
-      held-out examples, or one minus their accuracy. Jit it: it is called with each rate's
-      variables. If the structure is free, it chooses the genomes.
+    validate: held-out examples, or a function of the variables, see `fit`; the lowest loss is the
+      best. It is measured at the end of each training, and at each look if `patience`, `callback`
+      or `save` is given. If the structure is free, it is a function, which chooses the genomes.
     key: random key of every training.
     side_by_side: whether to train all rates in one program (`vmap`). On an accelerator several
       small trainings cost little more than one, but each needs its memory. Otherwise they are
       trained one after the other, and only the best variables are kept.
     sample: see `fit`.
-    save: path of a folder that keeps the losses of the rates that are done, and the best trained
-      arrays. The same call with it continues after the last of them, if it was interrupted. None
-      saves nothing, and must be None if `side_by_side`.
+    every: see `fit`.
+    patience: see `fit`; it stops each training by itself.
+    callback: see `fit`; it is called for the training of every rate.
+    save: path of a folder with the states of each rate's training, see `fit`. The same call with it
+      continues where it was interrupted, with the same result. None if `side_by_side`.
     on_rate: called with each rate and its validation loss (infinite if it diverged), to print or
       log them.
-    steps_per_dispatch: see `fit`.
-    on_dispatch: see `fit`; it is called for the training of every rate.
     progress: whether to show a bar.
     mesh: devices; see `fit`. None if `side_by_side`.
 
@@ -114,9 +116,9 @@ def sweep(
     The losses, the recipe with the best rate, and the variables that it trained.
 
   Raises:
-    TypeError: the validation loss is not a number, or as in `fit`.
+    TypeError: as in `fit`.
     ValueError: the rates are not ascending numbers above 0, `batches` is an iterator, no validation
-      loss is finite, `save` has a sweep of other rates or another structure, or as in `fit`.
+      loss is finite, or as in `fit`.
     OSError: `save` cannot be written.
 
   Example:
@@ -129,10 +131,6 @@ def sweep(
     >>> variables = adapted.init(jax.random.key(1), model.init(jax.random.key(2), x)['params'])
     >>> def loss(forward, batch, key):
     ...   return jnp.mean((forward(batch['x'])[:, 0] - batch['y']) ** 2)
-    >>> @jax.jit
-    ... def validation_loss(variables):
-    ...   forward = glora_jax.Forward(adapted, variables)
-    ...   return loss(forward, {'x': x[64:], 'y': y[64:]}, key=None)
     >>> found = glora_jax.sweep(
     ...   adapted,
     ...   variables,
@@ -140,21 +138,25 @@ def sweep(
     ...   {'x': x[:64], 'y': y[:64]},
     ...   glora_jax.Recipe(epochs=10, batch_size=16),
     ...   rates=[0.1, 1.0, 10.0],
-    ...   validation_loss=validation_loss,
+    ...   validate={'x': x[64:], 'y': y[64:]},
     ...   key=jax.random.key(3),
     ...   progress=False,
     ... )
     >>> found.recipe.learning_rate
     1.0
   """
-  validate(validation_loss, Callable, 'validation_loss')
+  measure = measure_of(validate, adapted, loss, recipe.batch_size, mesh)
+  if measure is None:
+    raise ValueError('validate=None compares no rates; pass held-out examples.')
   rates = _checked_rates(rates, batches, save, side_by_side)
   check_key(key)
-  validate(recipe, Recipe, 'recipe')
+  checks.validate(recipe, Recipe, 'recipe')
+  is_looked_at = not (patience is None and callback is None and save is None)
 
   # A schedule is part of the compiled steps, so other recipes would be compiled anew. One recipe's
   # steps with the rate as an argument are compiled once, see `test_sweep.py`.
   def train(variables: Any, key: jax.Array, rates: Any) -> TrainState:
+    name = ' '.join(f'{rate:.3g}' for rate in np.atleast_1d(rates))
     return fit(
       adapted,
       variables,
@@ -163,15 +165,18 @@ def sweep(
       recipe,
       key=key,
       sample=sample,
-      rates=np.divide(rates, recipe.learning_rate),
-      steps_per_dispatch=steps_per_dispatch,
-      on_dispatch=on_dispatch,
-      title='rate ' + ' '.join(f'{rate:.3g}' for rate in np.atleast_1d(rates)),
+      scale_updates=np.divide(rates, recipe.learning_rate),
+      validate=measure if is_looked_at else None,
+      every=every,
+      patience=patience,
+      callback=callback,
+      save=None if save is None else os.path.join(save, f'rate {float(rates):.6g}'),
+      title=f'rate {name}',
       progress=progress,
       mesh=mesh,
     )
 
-  def in_turn(rates: list[float]) -> Iterator[Any]:
+  def in_turn() -> Iterator[Any]:
     for rate in rates:
       try:
         yield train(variables, key, rate).variables
@@ -184,30 +189,20 @@ def sweep(
     for step, trained in zip(state.step, state.variables, strict=True):
       yield trained if step == num_steps else None
 
-  with _saved(save, adapted, variables, rates) as (losses, trained, write):
-
-    def note(losses: list[float], best: Any) -> None:
-      rate = rates[len(losses) - 1]
-      log.info('learning rate %.3g: validation loss %.5g', rate, losses[-1])
-      write(losses, best)
-      if on_rate is not None:
-        on_rate(rate, losses[-1])
-
-    runs = at_once() if side_by_side else in_turn(rates[len(losses) :])
-    losses, trained = _losses_and_best(runs, validation_loss, losses, trained, note)
-  if trained is None:
+  losses, best = _losses_and_best(at_once() if side_by_side else in_turn(), measure, rates, on_rate)
+  if best is None:
     raise ValueError(
       f'No validation loss is finite at rates={shown(rates)}; lower the rates, or check the '
       'examples and the pretrained weights.'
     )
-  best = losses.index(min(losses))
-  _warn_of_end(rates, best)
-  return Sweep(np.array(rates), np.array(losses), recipe.with_rate(rates[best]), trained)
+  chosen = losses.index(min(losses))
+  _warn_of_end(rates, chosen)
+  return Sweep(np.array(rates), np.array(losses), recipe.with_rate(rates[chosen]), best)
 
 
 def _checked_rates(rates: Any, batches: Any, save: Path | None, side_by_side: bool) -> list[float]:
   """The rates as a list; for the errors see `sweep`."""
-  rates = validate(rates, list[float], 'rates', above=0)
+  rates = checks.validate(rates, list[float], 'rates', above=0)
   if not rates or rates != sorted(set(rates)):
     raise ValueError(f'rates={shown(rates)} must be one or more numbers in ascending order.')
   if side_by_side and save is not None:
@@ -224,74 +219,31 @@ def _checked_rates(rates: Any, batches: Any, save: Path | None, side_by_side: bo
 
 def _losses_and_best(
   runs: Iterator[Any],
-  validation_loss: Callable[[Any], Any],
-  losses: list[float],
-  best: Any,
-  note: Callable[[list[float], Any], None],
+  measure: Measure,
+  rates: list[float],
+  on_rate: Callable[[float, float], None] | None,
 ) -> tuple[list[float], Any]:
-  """The validation loss of each run, infinite if it diverged (None), and the best variables.
+  """The validation loss of each rate's variables, infinite if it diverged, and the best of them.
 
   Args:
-    runs: variables of the runs that are left.
-    validation_loss: see `sweep`.
-    losses: those of the runs before them.
-    best: the best variables so far.
-    note: called after each run with the losses and the best variables so far.
+    runs: variables trained with each rate; None if the training diverged.
+    measure: gives the validation loss of variables.
+    rates: see `sweep`.
+    on_rate: see `sweep`.
   """
-  for variables in runs:
-    loss = math.inf if variables is None else float(validation_loss(variables))
+  losses: list[float] = []
+  best = None
+  for rate, trained in zip(rates, runs, strict=True):
+    loss = math.inf if trained is None else measure(trained)['loss']
     loss = loss if math.isfinite(loss) else math.inf
     if loss < min(losses, default=math.inf):
-      best = variables
-    losses = [*losses, loss]
-    del variables  # its memory is for the next run
-    note(losses, best)
+      best = trained
+    losses.append(loss)
+    del trained  # its memory is for the next run
+    log.info('learning rate %.3g: validation loss %.5g', rate, loss)
+    if on_rate is not None:
+      on_rate(rate, loss)
   return losses, best
-
-
-@contextlib.contextmanager
-def _saved(
-  folder: Path | None, adapted: Adapted, variables: Any, rates: list[float]
-) -> Generator[tuple[list[float], Any, Callable[[list[float], Any], None]]]:
-  """The losses and the best variables of the rates that are done, and a function to save them."""
-  if folder is None:
-    yield [], None, lambda losses, best: None
-    return
-  with TrainingCheckpoints(folder) as checkpoints:
-
-    def write(losses: list[float], best: Any) -> None:
-      checkpoints.save(_state(adapted, variables if best is None else best, rates, losses))
-
-    yield *_read(checkpoints, adapted, variables, rates), write
-
-
-def _state(adapted: Adapted, best: Any, rates: list[float], losses: list[float]) -> TrainState:
-  """The state of a sweep: its step counts the rates that are done, the best arrays are theirs."""
-  numbers = np.array([rates, [*losses, *[math.nan] * (len(rates) - len(losses))]])
-  # As the bits of float64, since JAX would round them to float32.
-  return TrainState(adapted.split(best)[0], numbers.view(np.uint32), len(losses))
-
-
-def _read(
-  checkpoints: TrainingCheckpoints, adapted: Adapted, variables: Any, rates: list[float]
-) -> tuple[list[float], Any]:
-  """The losses and the best variables of the rates that were done before an interruption.
-
-  Raises:
-    ValueError: they are of a sweep of other rates, or of another structure.
-  """
-  state = checkpoints.latest(_state(adapted, variables, rates, []))
-  if state is None:
-    return [], None
-  saved, losses = np.asarray(state.opt_state).view(np.float64)
-  if saved.tolist() != rates:
-    raise ValueError(
-      f'rates={shown(rates)} are not those of the sweep that was saved ({shown(saved.tolist())}); '
-      'pass these, or another folder.'
-    )
-  losses = losses[: state.step].tolist()
-  has_best = np.isfinite(losses).any()
-  return losses, adapted.join(state.trainable, adapted.split(variables)[1]) if has_best else None
 
 
 def _warn_of_end(rates: list[float], best: int) -> None:

@@ -112,8 +112,8 @@ def test_each_step_of_a_training_drops_others():
 
   def losses(**options):
     recipe, seen = glora_jax.Recipe(epochs=3, batch_size=64, warmup=0.0, **options), []
-    options = {'key': KEY, 'progress': False, 'steps_per_dispatch': 1}
-    options['on_dispatch'] = lambda state, metrics: seen.append(metrics['loss'])
+    options = {'key': KEY, 'progress': False, 'every': 1}
+    options['callback'] = lambda step, metrics: seen.append(metrics['loss'])
     glora_jax.fit(adapted, variables, loss, x, recipe, **options)
     return seen
 

@@ -34,7 +34,7 @@ noise = np.random.default_rng(0).normal(size=(43, 16, 16, 3))
 images = noise.astype(np.float32) + labels[:, None, None, None].astype(np.float32)
 model = Transformer(3, width=64, drop_path=0.3)
 params = randomized(model.init(jax.random.key(2), images[:1])['params'], 3, 0.1)
-adapted = glora_jax.adapt(model, images[:1])
+adapted = glora_jax.adapt(model, images[:1], space=glora_jax.SearchSpace())
 variables = adapted.init(jax.random.key(1), params)
 variables['glora'] = randomized(variables['glora'], 4, 0.1)
 trainable, frozen = adapted.split(variables)
@@ -62,9 +62,16 @@ def noisy(x, key):
   return x + 0.1 * jax.random.normal(key, x.shape)
 
 
-def fit(variables=variables, data=(images, labels), adapted=adapted, drawn=False, **options):
+def fit(
+  variables=variables, data=(images, labels), adapted=adapted, drawn=False, last=None, **options
+):
   """The state and mean losses of a supernet; but for the structure, things are drawn if asked."""
   losses = []
+
+  def note(step, means):
+    losses.append(means['loss'])
+    return step == last
+
   state = glora_jax.fit(
     adapted,
     variables,
@@ -74,8 +81,8 @@ def fit(variables=variables, data=(images, labels), adapted=adapted, drawn=False
     key=jax.random.key(4),
     sample=lambda key: sample_genome(key, adapted.spec),
     progress=False,
-    steps_per_dispatch=2,
-    on_dispatch=lambda _, means: losses.append(means['loss']),
+    every=2,
+    callback=note,
     **options,
   )
   return state, losses
@@ -120,7 +127,7 @@ assert not np.allclose(drawn_on_mesh[1], drawn_on_one[1], rtol=1e-3)
 gathering, on_fsdp = glora_jax.shard(adapted, variables, FSDP, min_bytes=MIN_BYTES)
 options = {'adapted': gathering, 'mesh': FSDP, 'drawn': True}
 assert_trained_alike(fit(on_fsdp, Stream(), **options), drawn_on_one)
-half, _ = fit(mesh=MESH, drawn=True, stop_epoch=1)
+half, _ = fit(mesh=MESH, drawn=True, last=2)
 resumed, _ = fit(mesh=MESH, drawn=True, state=half)
 assert_array_equal(flat(resumed.trainable), flat(drawn_on_mesh[0].trainable))
 

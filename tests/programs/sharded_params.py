@@ -27,7 +27,7 @@ class Mlp(nn.Module):
 
 mesh = jax.make_mesh((2, 4), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 x = jax.random.normal(jax.random.key(0), (4, 8))
-adapted = glora_jax.adapt(Mlp(), x)
+adapted = glora_jax.adapt(Mlp(), x, space=glora_jax.SearchSpace())
 genome = glora_jax.preset(adapted.spec, 'full')
 start = adapted.init(jax.random.key(1), Mlp().init(jax.random.key(0), x)['params'])
 start = randomized(start)

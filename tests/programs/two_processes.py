@@ -76,8 +76,8 @@ def train(state=None):
   """All states, and how many points were read for them."""
   stream, states = Stream(), []
   recipe = Recipe(epochs=3, batch_size=6, learning_rate=0.1, warmup=0.0)
-  options = {'state': state, 'steps_per_dispatch': 2, 'progress': False, 'mesh': mesh}
-  options['on_dispatch'] = lambda state, _: states.append(jax.tree.map(on_host, state))
+  options = {'state': state, 'every': 2, 'progress': False, 'mesh': mesh}
+  options['look'] = lambda state, _: states.append(jax.tree.map(on_host, state))
   minimize(loss_fn, jnp.ones(3), {}, stream, recipe, jax.random.key(0), **options)
   return states, stream.read
 

@@ -27,7 +27,7 @@ def test_every_epoch_is_its_own_permutation_without_the_partial_batch():
   [(3, 10, 9), (40, 10, 10), (36, 10, 9), (37, 10, 10)],
 )
 def test_a_call_takes_whole_epochs_or_a_whole_fraction_of_one(steps_per_epoch, most, steps):
-  assert steps_per_call(steps_per_epoch, most) == steps
+  assert steps_per_call(steps_per_epoch, most=most) == steps
 
 
 class Stream:

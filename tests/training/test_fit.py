@@ -20,7 +20,6 @@ from tiny import Stream, problem
 import glora_jax
 from glora_jax.method.forward import Forward
 from glora_jax.training.batches import batch_indices
-from glora_jax.training.checkpoints import TrainingCheckpoints
 
 pytestmark = pytest.mark.accelerator
 
@@ -73,23 +72,30 @@ KINDS = {
 def test_training_that_is_killed_amid_an_epoch_resumes_to_the_same_bytes(kind, tmp_path):
   """However many steps a call takes; the state that it goes on from stays, and so does the base."""
   recipe = glora_jax.Recipe(**vars(RECIPE) | ({'steps': 12} if kind == 'unknown number' else {}))
-  whole = fit(KINDS[kind](), recipe, steps_per_dispatch=3)
+  whole = fit(KINDS[kind](), recipe)
   assert whole.step == 12
   base = problem().adapted.fix('lora:2').split(problem().variables)[1]
   assert_trees_equal(whole.frozen, base)
 
-  def save_and_die(state, means):
-    checkpoints.save(state)
-    if state.step == 6:
+  def die(step, metrics):
+    if step == 6:
       raise Killed
 
-  with TrainingCheckpoints(tmp_path) as checkpoints, pytest.raises(Killed):
-    fit(KINDS[kind](), recipe, steps_per_dispatch=1, on_dispatch=save_and_die)
-  with TrainingCheckpoints(tmp_path) as checkpoints:
-    state = checkpoints.latest(whole)
-  assert state.step == 6
+  with pytest.raises(Killed):
+    fit(KINDS[kind](), recipe, save=tmp_path, every=1, callback=die)
+  resumed = []
+
+  def note(step, metrics):
+    resumed.append(step)
+
+  for _ in range(2):  # the second time there is nothing left to do
+    found = fit(KINDS[kind](), recipe, save=tmp_path, every=1, callback=note)
+    assert_trees_equal(found, whole)
+  assert resumed == [*range(6, 13)]
+  state = fit(KINDS[kind](), recipe, every=5, callback=lambda *_: True)
+  assert state.step == 5
   for _ in range(2):
-    assert_trees_equal(fit(KINDS[kind](), recipe, state=state, steps_per_dispatch=1), whole)
+    assert_trees_equal(fit(KINDS[kind](), recipe, state=state), whole)
 
 
 def test_a_list_a_dictionary_and_a_stream_train_as_the_data_set_whose_batches_they_are():
@@ -180,7 +186,7 @@ class Squares:
 def test_a_base_of_numpy_is_sent_to_the_device_once_and_a_loss_may_be_any_object():
   adapted, variables = problem().adapted, jax.device_get(problem().variables)
   arguments = adapted, variables, Squares(2.0), problem().data, RECIPE
-  state = glora_jax.fit(*arguments, key=KEY, stop_epoch=1, progress=False)
+  state = glora_jax.fit(*arguments, key=KEY, progress=False)
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.frozen))
 
 

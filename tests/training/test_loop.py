@@ -31,6 +31,10 @@ def fit(data=problem().data, **options):
   return loop.minimize(LOSS, *problem().split(), data, RECIPE, KEY, progress=False, **options)
 
 
+def at_the_first_epochs_end(state, means):
+  return state.step == STEPS_PER_EPOCH
+
+
 def minimized(loss, start, **options):
   """The state after training with a loss(trainable)."""
   recipe = Recipe(**{'epochs': 1, 'batch_size': 4, 'warmup': 0.0} | options.pop('fields', {}))
@@ -63,7 +67,12 @@ def test_a_step_is_adamw_on_the_sampled_subnet():
   for number, index in enumerate(batch_indices(order_key, 0, STEPS_PER_EPOCH, NUM_IMAGES, 6)):
     batch = problem().images[index], problem().labels[index]
     trainable, opt_state = step(trainable, opt_state, batch, jax.random.fold_in(step_key, number))
-  assert_allclose(vector(fit(stop_epoch=1).trainable), vector(trainable), rtol=1e-3, atol=1e-5)
+  assert_allclose(
+    vector(fit(every=1, look=at_the_first_epochs_end).trainable),
+    vector(trainable),
+    rtol=1e-3,
+    atol=1e-5,
+  )
 
 
 def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run():
@@ -71,12 +80,11 @@ def test_the_next_images_of_a_stream_come_while_the_steps_before_them_run():
   events = []
   fit(
     data=Stream(events),
-    steps_per_dispatch=1,
-    stop_epoch=1,
-    on_dispatch=lambda *_: events.append(None),
+    every=1,
+    look=lambda *at: events.append(None) or at_the_first_epochs_end(*at),
   )
   happened = ['done' if event is None else 'read' for event in events]
-  assert happened == ['read', *['read', 'done'] * (STEPS_PER_EPOCH - 1), 'done']
+  assert happened == ['read', *['read', 'done'] * STEPS_PER_EPOCH]
 
 
 def test_what_is_said_of_a_loss_that_is_not_finite_goes_to_other_processes():
@@ -93,7 +101,7 @@ def test_any_optimizer_takes_the_place_of_the_recipes_and_its_state_resumes():
   mask = {'moved': 'sgd', 'kept': 'none'}
   tx = optax.partition({'sgd': optax.sgd(0.5, momentum=0.5), 'none': optax.set_to_zero()}, mask)
   train = functools.partial(minimized, loss, start, tx=tx)
-  half, whole = (train(fields={'epochs': 2}, stop_epoch=epochs) for epochs in (1, 2))
+  half, whole = train(fields={'epochs': 2}, look=lambda *_: True), train(fields={'epochs': 2})
   assert_allclose(whole.trainable['moved'], -0.5 - 0.75)
   assert_trees_equal(whole.trainable['kept'], start['kept'])
   assert_trees_equal(train(fields={'epochs': 2}, state=half), whole)

@@ -61,7 +61,7 @@ def test_seeds_starts_and_rates_side_by_side_are_those_trained_apart(fields, opt
     **fields,
   )
   rates = [1.0, 0.5]
-  adapted, together = fit([*starts], KEYS, recipe, rates=rates, steps_per_dispatch=4, **options)
+  adapted, together = fit([*starts], KEYS, recipe, scale_updates=rates, **options)
   assert together.step.tolist() == [9, 9]
   for own, start, key, rate in zip(together.variables, starts, KEYS, rates, strict=True):
     _, apart = fit(start, key, recipe.with_rate(1e-2 * rate), **options)
@@ -73,8 +73,8 @@ def test_seeds_starts_and_rates_side_by_side_are_those_trained_apart(fields, opt
 
 
 def test_runs_that_are_resumed_end_as_the_undisturbed_ones_to_the_bit():
-  train = functools.partial(fit, [problem().variables] * 2, KEYS, rates=[1.0, 0.1])
-  (_, whole), (_, half) = train(), train(stop_epoch=1)
+  train = functools.partial(fit, [problem().variables] * 2, KEYS, scale_updates=[1.0, 0.1])
+  (_, whole), (_, half) = train(), train(callback=lambda step, means: step == 3)
   assert half.step.tolist() == [3, 3]
   assert_trees_equal(train(state=half)[1].trainable, whole.trainable)
 
@@ -87,8 +87,8 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
     states.append(jax.tree.map(np.array, state))
 
   arguments = sum_loss, {'w': jnp.array([10.0, 0.0])}, {}, problem().data, FALLING, KEYS
-  train = functools.partial(loop.minimize, *arguments, progress=False, steps_per_dispatch=3)
-  state = train(on_dispatch=note)
+  train = functools.partial(loop.minimize, *arguments, progress=False, every=3)
+  state = train(look=note)
   going, stopped = state.step
   assert going == 16
   assert_allclose(state.trainable['w'][0], 10 - 16 * 0.1, rtol=1e-4)
@@ -97,5 +97,5 @@ def test_a_diverging_run_stops_alone_at_its_last_good_state(caplog):
   assert f'run 1 at step {stopped}' in caplog.text
   assert np.isnan(np.stack(means)).any(0).tolist() == [False, True]
   assert not np.isnan(means[0]).any()
-  for before in states:
-    assert_trees_equal(train(state=before), state)
+  for before in [*states]:
+    assert_trees_equal(train(look=note, state=before), state)

@@ -25,11 +25,11 @@ def train(call=glora_jax.sweep, loss=None, batches=None, recipe=RECIPE, **option
 
 
 def sweep(rates=RATES, **options):
-  return train(**{'rates': rates, 'validation_loss': validation_loss} | options)
+  return train(**{'rates': rates, 'validate': validate} | options)
 
 
 @jax.jit
-def validation_loss(variables):
+def validate(variables):
   """That of the images in training, which is lower the better it was trained."""
   return glora_jax.classification()(glora_jax.Forward(LORA, variables), problem().data, KEY)[0]
 
@@ -40,7 +40,7 @@ def test_each_rate_is_the_training_of_fit_with_it(side_by_side):
   loss = glora_jax.classification(train=True)
   found = sweep(loss=loss, recipe=recipe, side_by_side=side_by_side)
   apart = [train(glora_jax.fit, loss, recipe=recipe.with_rate(rate)).variables for rate in RATES]
-  losses = np.array([validation_loss(variables) for variables in apart])
+  losses = np.array([validate(variables) for variables in apart])
   assert_allclose(found.losses, losses, rtol=1e-4)
   best = losses.argmin()
   assert np.ptp(losses) > 0.1
@@ -69,9 +69,9 @@ def test_rates_in_turn_are_compiled_once_with_any_kind_of_batches(batches):
 @pytest.mark.parametrize('side_by_side', [False, True])
 def test_a_rate_that_diverges_is_the_worst_and_does_not_end_the_sweep(side_by_side, caplog):
   def finite_loss(variables):
-    return np.nan_to_num(validation_loss(variables))
+    return np.nan_to_num(validate(variables))
 
-  found = sweep([1e-3, 1e-2, 1e25], validation_loss=finite_loss, side_by_side=side_by_side)
+  found = sweep([1e-3, 1e-2, 1e25], validate=finite_loss, side_by_side=side_by_side)
   assert np.isfinite(found.losses).tolist() == [True, True, False]
   assert found.recipe.learning_rate == 1e-2
   *_, best, worst = str(found).splitlines()
@@ -90,7 +90,7 @@ def test_a_rate_that_diverges_is_the_worst_and_does_not_end_the_sweep(side_by_si
 )
 def test_the_rates_beyond_are_named_if_the_best_is_at_an_end(losses, rates, caplog):
   values = iter(losses)
-  found = sweep([0.001, 0.01, 0.02], validation_loss=lambda _: next(values))
+  found = sweep([0.001, 0.01, 0.02], validate=lambda _: next(values))
   assert found.losses.tolist() == np.nan_to_num(losses, nan=np.inf).tolist()
   assert rates in caplog.text
   assert bool(caplog.text) == bool(rates)
@@ -101,31 +101,28 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize('worst', [0, 2])
-def test_a_sweep_that_is_killed_goes_on_after_the_last_rate_and_ends_alike(worst, tmp_path):
+def test_a_sweep_that_is_killed_goes_on_where_it_was_and_ends_alike(worst, tmp_path):
   """Also if the best rate is one that was done before, and the losses are no float32."""
-  validated = []
 
   def loss_of(variables):
-    validated.append(variables)
-    return abs(float(validation_loss(variables)) - (worst - 1)) / 3
+    return abs(float(validate(variables)) - (worst - 1)) / 3
 
-  whole, told = sweep(validation_loss=loss_of), []
-  assert len(validated) == 3
-
-  def kill(rate, loss):
-    told.append((rate, loss))
-    if rate == RATES[1]:
+  def kill(step, metrics):
+    looks.append(step)
+    if len(looks) == 5:
       raise Killed
 
+  whole, looks, told = sweep(validate=loss_of), [], []
   with pytest.raises(Killed):
-    sweep(validation_loss=loss_of, save=tmp_path, on_rate=kill)
-  found = sweep(validation_loss=loss_of, save=tmp_path, on_rate=lambda *pair: told.append(pair))
-  assert len(validated) == 6
+    sweep(validate=loss_of, save=tmp_path, callback=kill)
+  assert looks == [3, 6, 9, 3, 6]
+  options = {'callback': kill, 'on_rate': lambda *pair: told.append(pair)}
+  found = sweep(validate=loss_of, save=tmp_path, **options)
+  assert looks[5:] == [6, 9, 3, 6, 9]
   assert told == [*zip(RATES, whole.losses, strict=True)]
   assert_array_equal(found.losses, whole.losses)
   assert found.recipe == whole.recipe
   assert_trees_equal(found.variables, whole.variables)
-  assert_refused('rates=[0.002, 0.02, 0.2]', sweep, [0.002, 0.02, 0.2], save=tmp_path)
   assert_refused('leave save out', sweep, save=tmp_path, side_by_side=True)
 
 
@@ -134,7 +131,7 @@ def test_a_sweep_that_is_killed_goes_on_after_the_last_rate_and_ends_alike(worst
   [
     ({'rates': []}, 'rates=[] must be one or more'),
     ({'rates': [0.1, 0.1]}, 'in ascending order'),
-    ({'validation_loss': lambda _: np.nan}, 'No validation loss is finite at rates=[0.001, 0.01'),
+    ({'validate': lambda _: np.nan}, 'No validation loss is finite at rates=[0.001, 0.01'),
     ({'batches': iter([problem().data])}, 'empty after the first rate'),
     ({'batches': [problem().data], 'side_by_side': True}, 'pass arrays and no mesh'),
     ({'key': jax.random.split(KEY)}, 'one random key'),

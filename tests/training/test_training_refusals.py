@@ -124,7 +124,7 @@ def batches():
       lambda: fit(batches=[problem().data], recipe=IN_PARTS),
       'divided into 5 equal parts',
     ),
-    (lambda: fit(rates=[1.0]), 'rates=[1.0]'),
+    (lambda: fit(scale_updates=[1.0]), 'scale_updates=[1.0]'),
     (lambda: fit(key=jax.random.split(KEY, 0)), 'one random key'),
   ],
 )

@@ -67,4 +67,4 @@ def test_a_notebook_runs(name, tmp_path, monkeypatch):
   if name == 'quickstart.ipynb':
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 1
     shown = [output.get('data', {}).get('text/html', '') for output in outputs]
-    assert sum('linear probe' in text for text in shown) == 2
+    assert sum('Test accuracy in' in text for text in shown) == 2, 'accuracies of both tasks'

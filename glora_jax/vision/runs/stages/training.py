@@ -20,7 +20,7 @@ from glora_jax.method import genomes
 from glora_jax.method.adapted import Adapted, call_model
 from glora_jax.method.sample import Preprocess
 from glora_jax.training import loop
-from glora_jax.training.batches import Stream
+from glora_jax.training.batches import MOST_STEPS, MOST_STREAMED_STEPS, Stream
 from glora_jax.training.checkpoints import TrainingCheckpoints
 from glora_jax.training.fit import step_loss
 from glora_jax.training.loop import LossFn, NonFiniteLossError, TrainState
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 # The fields that every training reads.
 TRAINING = ('training.', 'augment.', 'consistency.', 'component_dropout')
 MEASURED = (*TRAINING, 'report.metric')  # with images for choosing an epoch
-MOST_STEPS = 50  # of a compiled call; after it progress is shown, and a job can stop
 LOOKS = 20  # measurements on the validation images during a training
 ENOUGH_STEPS = 100  # by then a training should have learned something
 _LEAST_LEARNED = 0.05  # and this share of the errors of guessing
@@ -192,6 +191,7 @@ def train(
       images = learner.features(
         start.variables, context.preprocess, images, labels, size, context.mesh
       )
+    most = MOST_STREAMED_STEPS if isinstance(images, Stream) else MOST_STEPS
     try:
       state = loop.minimize(
         loss_of(context, learner, labels),
@@ -201,8 +201,8 @@ def train(
         recipe,
         key,
         state=state,
-        steps_per_dispatch=per_epoch if is_head else equal_parts(interval or last),
-        on_dispatch=bookkeeper,
+        every=per_epoch if is_head else equal_parts(interval or last, most),
+        look=bookkeeper,
         title=name,
         mesh=context.mesh,
         draw=draw if context.settings.data.balance == 'sample' else None,
@@ -217,16 +217,16 @@ def train(
   return bookkeeper.choose(state)
 
 
-def equal_parts(steps: int) -> int:
-  """The steps of a compiled call of at most `MOST_STEPS`, a divisor if one is near.
+def equal_parts(steps: int, most: int) -> int:
+  """The steps of a compiled call of at most `most`, a divisor if one is near.
 
   Calls of one length are one program. If the last call is shorter, it is compiled as well.
 
   Example:
-    >>> equal_parts(192), equal_parts(53)
+    >>> equal_parts(192, most=50), equal_parts(53, most=50)
     (48, 27)
   """
-  fewest = max(1, math.ceil(steps / MOST_STEPS))
+  fewest = max(1, math.ceil(steps / most))
   parts = (number for number in range(fewest, 2 * fewest + 1) if steps % number == 0)
   return math.ceil(steps / next(parts, fewest)) or 1
 
@@ -283,7 +283,7 @@ def mix_of(
 
 @dataclasses.dataclass
 class Bookkeeper:
-  """Called after every dispatch: writes metrics, measures, saves states, ends the job on request.
+  """The `look` of a training: writes metrics, measures, saves states, ends the job on request.
 
   Attributes:
     context: the context.
@@ -296,7 +296,7 @@ class Bookkeeper:
     interval: steps between two measurements on the validation images; None for none.
     saved: step of the newest saved state.
     looked: number of intervals at the last measurement.
-    accuracies: on training images, of every dispatch.
+    accuracies: on training images, of every look.
   """
 
   context: Context
@@ -350,7 +350,7 @@ class Bookkeeper:
     self.context.saved()
 
   def __call__(self, state: TrainState, means: dict[str, Any]) -> None:
-    """Records the state after a dispatch, and the means of its metrics."""
+    """Records a state, and the means of the metrics since the one before."""
     step = state.step
     epoch = step / self.steps_per_epoch
     measured = {}
