@@ -3,7 +3,7 @@
   python -m benchmarks.pool [--language] [--repeats 9] [--quick]
 
 32 images of 224 pixels, ViT-Ti/16 and ViT-S/16, 16 adapters of mixed structures with LoRAs of rank
-4 in a `glora_jax.serve.Pool` of that rank, the base among the answers. Over the plain model: time
+4 in a `glora_jax.Pool` of that rank, the base among the answers. Over the plain model: time
 (the median of the ratios within one repeat), XLA's account of temporaries, and the largest distance
 from what each adapter answers alone. Seconds of a load are those of the second. `--quick` takes the
 embedded backbone's size.
@@ -26,8 +26,8 @@ import glora_jax
 from benchmarks.machinery.embedded_task import EMBEDDED_VIT, IMAGE_SIZE
 from benchmarks.machinery.measuring import in_turn, make_parser, print_result, print_table, seconds
 from benchmarks.machinery.vits import vit
+from glora_jax import Pool
 from glora_jax.method.adapted import Adapted
-from glora_jax.serve import Pool
 from glora_jax.vision.models.vit import ViT
 
 BATCH, ADAPTERS, RANK = 32, 16, 4

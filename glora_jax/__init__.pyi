@@ -2,7 +2,6 @@
 
 from glora_jax import nnx as nnx
 from glora_jax import peft as peft
-from glora_jax import serve as serve
 from glora_jax import torch as torch
 from glora_jax.method.adapt import adapt as adapt
 from glora_jax.method.adapt import adapt_function as adapt_function
@@ -20,15 +19,18 @@ from glora_jax.method.genomes import genome_from_json as genome_from_json
 from glora_jax.method.genomes import genome_to_json as genome_to_json
 from glora_jax.method.presets import preset as preset
 from glora_jax.method.presets import presets as presets
+from glora_jax.method.quantized import requantize as requantize
 from glora_jax.method.sharding import shard as shard
 from glora_jax.method.space import Layer as Layer
 from glora_jax.method.space import SearchSpace as SearchSpace
 from glora_jax.method.space import Spec as Spec
 from glora_jax.search.allocate import allocate as allocate
 from glora_jax.search.archive import Archive as Archive
+from glora_jax.search.choice import choose as choose
 from glora_jax.search.evolution import Evolution as Evolution
 from glora_jax.search.evolution import evolve as evolve
 from glora_jax.search.scoring import make_scorer as make_scorer
+from glora_jax.serve import Pool as Pool
 from glora_jax.torch_files import save_folded as save_folded
 from glora_jax.training.consistency import Consistency as Consistency
 from glora_jax.training.fit import fit as fit

@@ -73,7 +73,7 @@ class Pool:
 
   Example:
     >>> import tempfile, flax.linen as nn, glora_jax, jax, jax.numpy as jnp
-    >>> from glora_jax.serve import Pool
+    >>> from glora_jax import Pool
     >>> model, x = nn.Dense(3), jnp.ones((3, 4))
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> adapted = glora_jax.adapt(model, x, structure='bitfit')

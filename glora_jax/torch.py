@@ -55,7 +55,7 @@ from glora_jax.method.selection import Embeddings, Selection, Selector
 from glora_jax.method.space import SearchSpace, Spaces
 from glora_jax.tree import differences, flatten
 
-__all__ = ['adapt', 'extend', 'load']
+__all__ = ['adapt', 'copy_to', 'extend']
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def adapt(
 
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> outputs = adapted.apply(variables, x)
-    >>> glora_jax.torch.load(module, adapted.fold(variables))
+    >>> glora_jax.torch.copy_to(adapted.fold(variables), module)
     >>> bool(np.allclose(module(x).detach(), outputs, atol=1e-6))
     True
   """
@@ -220,7 +220,7 @@ def _check_no_peft(
   if _is_a(module, 'PeftModel'):
     raise TypeError(
       f'{name} is a model of PEFT; pass the base model, and read a saved adapter with '
-      'glora_jax.peft.load_peft.'
+      'glora_jax.peft.load.'
     )
   words = sorted(_OF_PEFT & kwargs.keys())
   words = words and [
@@ -258,12 +258,14 @@ def _check_tied(module: torch.nn.Module, heads: Selector | None) -> None:
     )
 
 
-def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None = None) -> None:
-  """Writes values into a PyTorch module, in place, cast to the dtypes that it has.
+def copy_to(
+  params: Any, module: torch.nn.Module, *, buffers: Mapping[str, Any] | None = None
+) -> None:
+  """Copies values into a PyTorch module, in place, cast to the dtypes that it has.
 
   Args:
-    module: the module, also one that was released.
     params: values of its parameters, as `adapted.fold` returns them.
+    module: the module, also one that was released.
     buffers: values of some of its buffers, as a call with `mutable=['buffers']` returns them.
 
   Raises:
@@ -273,7 +275,7 @@ def load(module: torch.nn.Module, params: Any, buffers: Mapping[str, Any] | None
     >>> import glora_jax
     >>> module = torch.nn.Linear(2, 1)
     >>> params = {'weight': jnp.ones((1, 2)), 'bias': jnp.zeros(1)}
-    >>> glora_jax.torch.load(module, params)
+    >>> glora_jax.torch.copy_to(params, module)
     >>> module(torch.ones(3, 2)).tolist()
     [[2.0], [2.0], [2.0]]
   """

@@ -46,7 +46,7 @@ def save_folded(
     folder: path of the folder; created if missing. It must not have weights yet.
     adapted: the adapted model.
     variables: its variables, after training. If processes hold parts of them, all must call this.
-    names: names of the torch model's modules; see `glora_jax.peft.save_peft`. Here all parameters
+    names: names of the torch model's modules; see `glora_jax.peft.save`. Here all parameters
       need one: the path of a norm is its module's (`layers/(\d+)/norm`), and that of a table its
       own.
     base: path of a folder whose config and tokenizer to copy: its files that end in .json, .txt,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from glora_jax.checks import listed, shown, validate
 
 NameMap = Mapping[str, str | Sequence[str]]
-"""Names of torch modules by regular expressions of paths here; see `glora_jax.peft.save_peft`."""
+"""Names of torch modules by regular expressions of paths here; see `glora_jax.peft.save`."""
 
 LEAVES = {
   'kernel': 'weight',

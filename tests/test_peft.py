@@ -16,8 +16,8 @@ from peft_files import contents, numbers, write
 from places import ROOT
 from small_models import Decoder, Image, Mlp
 
+import glora_jax
 from glora_jax import SearchSpace, adapt, adapt_function, hub
-from glora_jax.peft import load_peft, save_peft
 
 INPUTS = jnp.zeros((1, 4))
 
@@ -77,9 +77,9 @@ def stacked():
 def test_a_structure_of_layers_in_a_stack_comes_back(structure, kind, tmp_path):
   case = stacked()
   adapted = case.adapted.fix(structure)
-  written = save_peft(tmp_path, adapted, case.variables, STACKED_NAMES)
+  written = glora_jax.peft.save(tmp_path, adapted, case.variables, STACKED_NAMES)
   assert written == kind
-  fixed, read = load_peft(tmp_path, case.adapted, case.params, STACKED_NAMES)
+  fixed, read = glora_jax.peft.load(tmp_path, case.adapted, case.params, STACKED_NAMES)
   expected = case.fold(case.variables, genome=adapted.genome)
   jax.tree.map(assert_close, case.fold(read, genome=fixed.genome), expected)
 
@@ -87,7 +87,7 @@ def test_a_structure_of_layers_in_a_stack_comes_back(structure, kind, tmp_path):
 def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
   case = stacked()
   lora = case.adapted.fix('lora')
-  save_peft(tmp_path, lora, case.variables, STACKED_NAMES, base='hf:me/base@v1')
+  glora_jax.peft.save(tmp_path, lora, case.variables, STACKED_NAMES, base='hf:me/base@v1')
   config, tensors = contents(tmp_path)
   assert (config['base_model_name_or_path'], config['revision']) == ('me/base', 'v1')
   modules = ('query', 'value', 'left', 'right')
@@ -103,12 +103,14 @@ def test_a_lora_comes_back_as_it_was_also_into_its_own_structure(tmp_path):
   # What it leaves zero fits any form of a fixed structure.
   for structure in (None, 'lora', 'scale_shift_lora'):
     adapted = case.adapted.fix(structure)
-    again, read = load_peft(tmp_path, adapted, base, STACKED_NAMES)
+    again, read = glora_jax.peft.load(tmp_path, adapted, base, STACKED_NAMES)
     assert {array.sharding for array in jax.tree.leaves((read['glora'], read['params']))} == {whole}
     assert_array_equal(again.genome, lora.genome if structure is None else adapted.genome)
     jax.tree.map(assert_close, jax.jit(again.fold)(read), expected)
   other = case.adapted.fix({'both': 'lora:2'})
-  assert_refused('adapted.fix(None)', load_peft, tmp_path, other, case.params, STACKED_NAMES)
+  assert_refused(
+    'adapted.fix(None)', glora_jax.peft.load, tmp_path, other, case.params, STACKED_NAMES
+  )
 
 
 TORCH_PATHS = {'layer': {'weight': numbers(6, 4), 'bias': numbers(6)}}
@@ -148,9 +150,9 @@ def test_a_layer_without_a_norm_has_no_dora(tmp_path):
   adapted, variables = dora()
   zero = {'layer': {**TORCH_PATHS['layer'], 'weight': np.zeros((6, 4), np.float32)}}
   start = adapted.init(jax.random.key(0), zero)
-  as_dora = functools.partial(save_peft, kind='dora')
+  as_dora = functools.partial(glora_jax.peft.save, kind='dora')
   assert_refused('norm', as_dora, tmp_path, adapted, start)
-  assert save_peft(tmp_path, adapted, start) == 'glora'
+  assert glora_jax.peft.save(tmp_path, adapted, start) == 'glora'
   arrays = variables['glora']['layer']
   arrays['A_up'] = jnp.asarray(arrays['A_up']).at[0, 0].set(-1)
   assert_refused('A of -1 (layer)', as_dora, tmp_path, adapted, variables)
@@ -170,8 +172,8 @@ def test_dora_is_of_the_weights_that_a_quantized_or_narrow_base_stands_for(conve
   base = convert(TORCH_PATHS)
   adapted, variables = dora()
   variables['params'] = base
-  assert save_peft(tmp_path, adapted, variables) == 'dora'
-  fixed, read = load_peft(tmp_path, adapted, base)
+  assert glora_jax.peft.save(tmp_path, adapted, variables) == 'dora'
+  fixed, read = glora_jax.peft.load(tmp_path, adapted, base)
   assert_close(read['glora']['layer']['A_up'], variables['glora']['layer']['A_up'])
   x = numbers(3, 4)
   assert_close(
@@ -187,26 +189,28 @@ def test_only_adapted_layers_need_be_modules_of_torch(tmp_path):
 
   adapted = adapt_function(apply, params, INPUTS, structure={'first': 'lora'}, heads=None)
   variables = trained_variables(adapted, params)
-  save_peft(tmp_path, adapted, variables)
-  fixed, read = load_peft(tmp_path, adapted.fix(None), params)
+  glora_jax.peft.save(tmp_path, adapted, variables)
+  fixed, read = glora_jax.peft.load(tmp_path, adapted.fix(None), params)
   jax.tree.map(assert_close, fixed.fold(read), adapted.fold(variables))
 
 
 def test_experts_that_are_not_those_of_the_model_are_one_sentence(tmp_path):
   adapted, variables = trained_experts()
-  save_peft(tmp_path, adapted.fix('lora:2'), variables)
+  glora_jax.peft.save(tmp_path, adapted.fix('lora:2'), variables)
   other = adapt_function(routed, EXPERTS, INPUTS, structure='lora:2', select='down', heads=None)
-  assert_refused(['experts.base_layer', 'adapt the layer'], load_peft, tmp_path, other, EXPERTS)
+  assert_refused(
+    ['experts.base_layer', 'adapt the layer'], glora_jax.peft.load, tmp_path, other, EXPERTS
+  )
   config, _ = contents(tmp_path)
   config['target_parameters'] = ['down']
   for rank, named in (8, 'experts.down[0]'), (12, ['the rank 2', '4 for each of 3 experts']):
     wider = {'lora_A': numbers(rank, 6), 'lora_B': numbers(4, rank)}
     tensors = {f'experts.{side}.weight': value for side, value in wider.items()}
     write(tmp_path, tensors, **config)
-    assert_refused(named, load_peft, tmp_path, adapted, EXPERTS)
+    assert_refused(named, glora_jax.peft.load, tmp_path, adapted, EXPERTS)
   hira = adapted.fix(np.array([[3, 0, 0, 0, 0]] * 7))
   named = ['HiRA cannot hold Parameter (experts.down[0]', 'GLoRA']
-  assert_refused(named, save_peft, tmp_path, hira, variables)
+  assert_refused(named, glora_jax.peft.save, tmp_path, hira, variables)
 
 
 def test_a_layer_may_be_an_expert_by_name(tmp_path):
@@ -216,14 +220,14 @@ def test_a_layer_may_be_an_expert_by_name(tmp_path):
   adapted = adapt(model, x, structure='lora:2', scale=0.5)
   variables = trained_variables(adapted, params)
   names = {'.*': 'mlp.experts.up[{}]'}
-  save_peft(tmp_path, adapted, variables, names)
+  glora_jax.peft.save(tmp_path, adapted, variables, names)
   config, tensors = contents(tmp_path)
   assert config['target_parameters'] == ['mlp.experts.up']
   assert {name: value.shape for name, value in tensors.items()} == {
     'mlp.experts.lora_A.weight': (6, 4),
     'mlp.experts.lora_B.weight': (5, 6),
   }
-  again, read = load_peft(tmp_path, adapted, params, names)
+  again, read = glora_jax.peft.load(tmp_path, adapted, params, names)
   jax.tree.map(assert_close, again.fold(read), adapted.fold(variables))
 
 
@@ -264,7 +268,7 @@ def trained():
 def test_an_adapter_that_cannot_be_written_is_one_sentence(names, forms, options, named, tmp_path):
   case = trained()
   given = tmp_path / 'a', case.adapted.fix(np.array([forms])), case.variables, names
-  assert_refused(named, functools.partial(save_peft, **options), *given)
+  assert_refused(named, functools.partial(glora_jax.peft.save, **options), *given)
   assert not list(tmp_path.iterdir())
 
 
@@ -273,7 +277,7 @@ def test_the_adapter_of_a_training_that_diverged_is_named():
   fixed = case.adapted.fix(np.array([LORA_OF_B]))
   adapter = jax.tree.map(lambda x: x * np.nan, case.variables['glora'])
   variables = {**case.variables, 'glora': adapter}
-  assert_refused('model.fc.lora', save_peft, 'never', fixed, variables, NAMES)
+  assert_refused('model.fc.lora', glora_jax.peft.save, 'never', fixed, variables, NAMES)
 
 
 TOKENS = jnp.array([[1, 2]])
@@ -294,7 +298,9 @@ def test_what_is_no_module_or_head_of_peft_is_refused(model, inputs, options, ki
   adapted = adapt(model, inputs, structure='lora', **options)
   variables = trained_variables(adapted, random_params(model, inputs))
   names = {'layers/(.*)': r'{}.\1', '(.*)': r'.\1'}
-  assert_refused(named, functools.partial(save_peft, kind=kind), 'never', adapted, variables, names)
+  assert_refused(
+    named, functools.partial(glora_jax.peft.save, kind=kind), 'never', adapted, variables, names
+  )
 
 
 def test_a_grouped_convolution_and_a_tied_table_are_also_found_by_use():
@@ -312,7 +318,11 @@ def test_a_grouped_convolution_and_a_tied_table_are_also_found_by_use():
   )
   variables = trained_variables(adapted, params)
   assert_refused(
-    ['grouped Conv (conv)', 'tied Embedding (table)'], save_peft, 'never', adapted, variables
+    ['grouped Conv (conv)', 'tied Embedding (table)'],
+    glora_jax.peft.save,
+    'never',
+    adapted,
+    variables,
   )
 
 
@@ -321,7 +331,7 @@ def test_two_heads_or_places_of_a_stack_with_one_name_are_refused():
   fixed = case.adapted.fix({'both': 'lora:2'})
   for both, named in (('{}.both', 'no other head same'), ('both', "'{}' 1 times")):
     names = {'layers/both': both, '.*': 'same'}
-    assert_refused(named, save_peft, 'never', fixed, case.variables, names)
+    assert_refused(named, glora_jax.peft.save, 'never', fixed, case.variables, names)
 
 
 A, B = 'model.fc.lora_A.weight', 'model.fc.lora_B.weight'
@@ -360,8 +370,8 @@ def test_an_adapter_that_cannot_be_read_is_one_sentence(tensors, config, named, 
   case = trained()
   write(tmp_path, tensors, **{'r': 3, 'lora_alpha': 3, **config})
   given = tmp_path, case.adapted, case.params, NAMES
-  assert_refused(named, load_peft, *given)
-  assert_refused(str(tmp_path), load_peft, *given)
+  assert_refused(named, glora_jax.peft.load, *given)
+  assert_refused(str(tmp_path), glora_jax.peft.load, *given)
 
 
 def test_files_that_are_damaged_or_missing_are_one_sentence(tmp_path):
@@ -369,11 +379,11 @@ def test_files_that_are_damaged_or_missing_are_one_sentence(tmp_path):
   given = tmp_path, case.adapted, case.params, NAMES
   write(tmp_path, LORA, r=3)
   (tmp_path / 'adapter_model.safetensors').write_bytes(b'x')
-  assert_refused('adapter_model.safetensors is damaged', load_peft, *given)
+  assert_refused('adapter_model.safetensors is damaged', glora_jax.peft.load, *given)
   (tmp_path / 'adapter_config.json').write_text(json.dumps(None))
-  assert_refused('not the config of a PEFT adapter', load_peft, *given)
+  assert_refused('not the config of a PEFT adapter', glora_jax.peft.load, *given)
   (tmp_path / 'adapter_config.json').unlink()
-  assert_refused('adapter_config.json', load_peft, *given, kind=FileNotFoundError)
+  assert_refused('adapter_config.json', glora_jax.peft.load, *given, kind=FileNotFoundError)
 
 
 def test_the_table_that_peft_saves_with_its_lora_must_be_that_of_the_base(tmp_path):
@@ -384,10 +394,10 @@ def test_the_table_that_peft_saves_with_its_lora_must_be_that_of_the_base(tmp_pa
   adapted = adapt_function(apply, params, TOKENS, structure='lora:2', embeddings=True)
   lora = {'table.lora_embedding_A': numbers(2, 5), 'table.lora_embedding_B': numbers(4, 2)}
   write(tmp_path, {**lora, 'table.base_layer.weight': params['table']['weight']}, r=2, lora_alpha=2)
-  _, variables = load_peft(tmp_path, adapted, params)
+  _, variables = glora_jax.peft.load(tmp_path, adapted, params)
   assert_array_equal(variables['glora']['table']['B_down'], numbers(2, 5).T)
   write(tmp_path, {**lora, 'table.base_layer.weight': numbers(5, 4) + 1}, r=2, lora_alpha=2)
-  assert_refused('base weights', load_peft, tmp_path, adapted, params)
+  assert_refused('base weights', glora_jax.peft.load, tmp_path, adapted, params)
 
 
 def test_a_bias_needs_one_in_the_model(tmp_path):
@@ -395,7 +405,9 @@ def test_a_bias_needs_one_in_the_model(tmp_path):
   adapted = adapt(model, INPUTS, structure='lora:3')
   params = random_params(model, INPUTS)
   write(tmp_path, {**LORA, 'model.fc.base_layer.bias': numbers(6)}, r=3, bias='lora_only')
-  assert_refused('has a bias', load_peft, tmp_path, adapted, params, {'Dense': 'model.fc'})
+  assert_refused(
+    'has a bias', glora_jax.peft.load, tmp_path, adapted, params, {'Dense': 'model.fc'}
+  )
 
 
 def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
@@ -408,7 +420,7 @@ def test_an_adapter_is_read_from_the_hub(tmp_path, monkeypatch):
     return str(tmp_path)
 
   monkeypatch.setattr(hub, 'snapshot', snapshot)
-  fixed, variables = load_peft('hf:me/adapter@main', case.adapted, case.params, NAMES)
+  fixed, variables = glora_jax.peft.load('hf:me/adapter@main', case.adapted, case.params, NAMES)
   assert fixed.genome.tolist() == [[0, 4, 0, 0, 0]]
   assert_array_equal(variables['glora']['fc']['B_down'], LORA[A].T)
 
@@ -419,7 +431,7 @@ def test_a_lora_without_heads_has_what_vllm_reads_and_nothing_else(tmp_path):
   genome = np.zeros((len(adapted.spec), 5), np.int8)
   genome[:, 1] = np.resize([3, 4], len(genome))  # both ranks
   names = {'layers/(.*)': r'model.layers.{}.\1', 'head': 'lm_head'}
-  save_peft(tmp_path, adapted.fix(genome), variables, names)
+  glora_jax.peft.save(tmp_path, adapted.fix(genome), variables, names)
   config, tensors = contents(tmp_path)
   assert config['peft_type'] == 'LORA'
   assert config.get('bias', 'none') == 'none'

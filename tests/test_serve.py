@@ -14,9 +14,9 @@ from small_models import Transformer
 from trees import normal, randomized
 
 import glora_jax
+from glora_jax import Pool
 from glora_jax.files import read_tensors, write_tensors
 from glora_jax.method import adapter_file
-from glora_jax.serve import Pool
 from glora_jax.tree import fingerprints
 
 X, IMAGES, NAMES = normal(6, 4), normal(6, 4, 4, 3), ['a', None, 'b', 'c', 'a', 'b']

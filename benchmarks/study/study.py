@@ -20,13 +20,13 @@ import numpy as np
 import optax
 
 from benchmarks.machinery.measuring import append_line, read_lines
+from glora_jax import choose
 from glora_jax.files import read_json
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.search.allocate import allocate
 from glora_jax.search.allocation import Allocation
-from glora_jax.search.choice import choose
 from glora_jax.search.transfer import Transfer
 from glora_jax.search.unit_scores import UnitScores, mean_scores
 from glora_jax.training import loop

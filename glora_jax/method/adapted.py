@@ -211,7 +211,7 @@ class Adapted:
 
     Returns:
       The params with the adapter merged into kernels and biases, everything else unchanged. Those
-      of a quantized base are float32; `glora_jax.method.quantized.requantize` goes back.
+      of a quantized base are float32; `glora_jax.requantize` goes back.
     """
     genome = genome_for(self, genome, 'fold')
     check_variables(self, variables, genome)
@@ -400,7 +400,7 @@ def run(
     genome: int [layer, 5], checked.
     fixed: the genome if it is known when tracing.
     slot: index into the axis of slots that a pool's adapter has after the stack's axes; see
-      `serve.Pool`.
+      `Pool`.
     dropout: of the inputs of B's LoRAs; see `Forward.dropping_inputs`.
 
   Returns:

@@ -73,7 +73,7 @@ def get_genome(model: nnx.Module) -> np.ndarray:
 
 
 def set_genome(model: nnx.Module, genome: Any) -> None:
-  """Changes the structure of an attached model.
+  """Changes the structure of an attached model, in place.
 
   Args:
     model: an attached model, which is changed.
@@ -137,7 +137,7 @@ def check_genome_of(found: Sequence[Adapter], genome: Any, call: str) -> None:
 def as_adapted(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
   """Returns an attached model as `glora_jax.adapt` and `init` would: (adapted, variables).
 
-  With it `glora_jax.shard`, `glora_jax.allocate`, `glora_jax.serve.Pool` and other functions of an
+  With it `glora_jax.shard`, `glora_jax.allocate`, `glora_jax.Pool` and other functions of an
   adapted model work on an attached one; `set_variables` writes their results back.
 
   Args:
@@ -201,7 +201,7 @@ def _without_adapter(model: nnx.Module) -> tuple[Adapted, dict[str, Any]]:
 
 
 def set_variables(model: nnx.Module, variables: Mapping[str, Any]) -> None:
-  """Sets the adapter, heads and batch statistics of an attached model.
+  """Sets the adapter, heads and batch statistics of an attached model, in place.
 
   Args:
     model: an attached model, which is changed.
@@ -274,7 +274,7 @@ def save_adapter(path: Path, model: nnx.Module, **metadata: Any) -> None:
 
 
 def load_adapter(path: Path, model: nnx.Module, *, strict: bool = True) -> None:
-  """Loads a file of `save_adapter` or `glora_jax.save_adapter` into an attached model.
+  """Loads a file of `save_adapter` or `glora_jax.save_adapter` into an attached model, in place.
 
   Args:
     path: path of the file.
@@ -337,7 +337,7 @@ def _widen(group: Group, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array
 def shard(
   model: nnx.Module, mesh: jax.sharding.Mesh, *, min_bytes: int = sharding.MIN_BYTES
 ) -> None:
-  """Shards the adapted kernels of a model over devices; everything else is replicated.
+  """Shards the adapted kernels of a model over devices, in place; the rest is replicated.
 
   A layer all-gathers its kernel when it is called. With a fixed structure without LoRAs of A it
   does so again in the backward pass. Otherwise the kernel is kept for the backward pass, unless the

@@ -8,6 +8,6 @@
 Knows the adapted model (`method`); nothing here imports torch or PEFT.
 """
 
-from glora_jax.peft.folder import PeftAdapter, load_peft, read_peft, save_peft
+from glora_jax.peft.folder import PeftAdapter, load, read, save
 
-__all__ = ['PeftAdapter', 'load_peft', 'read_peft', 'save_peft']
+__all__ = ['PeftAdapter', 'load', 'read', 'save']

@@ -104,7 +104,7 @@ class PeftAdapter(NamedTuple):
   heads: Arrays
 
 
-def save_peft(
+def save(
   folder: Path,
   adapted: Adapted,
   variables: Mapping[str, Any],
@@ -152,12 +152,12 @@ def save_peft(
 
   Example:
     >>> import json, pathlib, tempfile, jax.numpy as jnp
-    >>> from glora_jax import adapt
+    >>> from glora_jax import adapt, peft
     >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)), structure='lora:4', scale=2.0)
     >>> params = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   kind = save_peft(folder, adapted, variables, {'Dense': 'layers.0.fc'})
+    ...   kind = peft.save(folder, adapted, variables, {'Dense': 'layers.0.fc'})
     ...   config = json.loads(pathlib.Path(folder, 'adapter_config.json').read_text())
     >>> kind, config['target_modules'], config['r'], config['lora_alpha']
     ('lora', ['layers.0.fc'], 4, 8)
@@ -178,7 +178,7 @@ def save_peft(
     if base is None:
       on_hub = hub.HubName(getattr(module, 'name_or_path', ''))
   names = None if names is None else name_map(names)
-  genome = fixed_genome(adapted, 'save_peft')
+  genome = fixed_genome(adapted, 'peft.save')
   check_variables(adapted, variables)
   changes = _changes(adapted, variables, names, genome)
   head_paths = find_heads(adapted, names)
@@ -210,7 +210,7 @@ def save_peft(
   return kind
 
 
-def load_peft(
+def load(
   adapter: Path | PeftAdapter, adapted: Adapted, params: Any, names: str | NameMap | None = None
 ) -> tuple[Adapted, dict[str, Any]]:
   """Reads an adapter of PEFT as a structure of an adapted model.
@@ -223,11 +223,11 @@ def load_peft(
 
   Args:
     adapter: path of its folder, its name on the hub, `hf:owner/name[@revision]`, or the result of
-      `read_peft`.
+      `read`.
     adapted: the adapted base model, with the heads that the adapter trains.
     params: the base's parameters; heads of the adapter replace theirs. The heads of a quantized
       base are in full precision, as `adapted.init` returns them.
-    names: see `save_peft`.
+    names: see `save`.
 
   Returns:
     (adapted, variables): the model with the adapter's structure fixed, and variables with its
@@ -241,13 +241,13 @@ def load_peft(
 
   Example:
     >>> import tempfile, jax.numpy as jnp
-    >>> from glora_jax import adapt
+    >>> from glora_jax import adapt, peft
     >>> adapted = adapt(nn.Dense(3), jnp.zeros((1, 4)), structure='lora:4')
     >>> params, names = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}, {'Dense': 'layers.0.fc'}
     >>> variables = adapted.init(jax.random.key(0), params)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   kind = save_peft(folder, adapted, variables, names)
-    ...   adapted, variables = load_peft(folder, adapted, params, names)
+    ...   kind = peft.save(folder, adapted, variables, names)
+    ...   adapted, variables = peft.load(folder, adapted, params, names)
     >>> adapted.genome.tolist()
     [[0, 3, 0, 0, 0]]
   """
@@ -255,7 +255,7 @@ def load_peft(
   names = None if names is None else name_map(names)
   check_params(adapted, params)
   if not isinstance(adapter, PeftAdapter):
-    adapter = read_peft(adapter)
+    adapter = read(adapter)
   layers = find_layers(adapted, names, range(len(adapted.spec)), params)
   modules = [module for layer in layers for module in layer.modules]
   parameters = adapter.config.get('target_parameters') or ()
@@ -290,8 +290,8 @@ def load_peft(
   return adapted, adapted.join(trainable, {**frozen, COLLECTION: {}})
 
 
-def read_peft(folder: Path) -> PeftAdapter:
-  """Reads a PEFT adapter without loading it into a model; errors as of `load_peft`."""
+def read(folder: Path) -> PeftAdapter:
+  """Reads a PEFT adapter without loading it into a model; errors as of `load`."""
   path = check_path(hub.local(folder, (WEIGHTS, CONFIG)))
   file = os.path.join(path, WEIGHTS)
   if not os.path.isfile(file):
@@ -456,7 +456,7 @@ def _of_module(adapter: PeftAdapter, module: Module) -> Change:
 def _side_by_side(group: Group, changes: Changes, tensor: str) -> Arrays:
   """A layer's A or B from those of its modules, each of which is zero in the others' outputs.
 
-  Those with an equal `down` share its columns, so that a layer from `save_peft` gets its rank back.
+  Those with an equal `down` share its columns, so that a layer from `save` gets its rank back.
   """
   by_down: dict[bytes, Factors] = {}
   for module, change in changes:

@@ -21,10 +21,10 @@ from small_models import Decoder, LiveDecoder
 from trees import normal, randomized
 
 import glora_jax
+from glora_jax import Pool
 from glora_jax.files import read_tensors
 from glora_jax.method.space import SearchSpace, Spec
 from glora_jax.search.choice import rank_limit
-from glora_jax.serve import Pool
 
 V, D = 41, 6
 KEY = jax.random.key(0)

@@ -17,7 +17,7 @@ from small_models import Decoder, LiveDecoder
 from trees import normal
 
 import glora_jax
-from glora_jax.serve import Pool
+from glora_jax import Pool
 
 V, D = 10, 6
 TOKENS = jnp.array([[1, 2], [9, 1]])

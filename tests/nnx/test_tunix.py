@@ -169,5 +169,5 @@ def test_the_pages_lines_run_and_what_they_make_says_the_same(tmp_path, monkeypa
     'model.safetensors.index.json',
   }
   adapted, variables = names['adapted'], names['variables']
-  again = glora_jax.peft.load_peft('peft', adapted, variables['params'], 'tunix_llama3')
+  again = glora_jax.peft.load('peft', adapted, variables['params'], 'tunix_llama3')
   assert_allclose(again[0].apply(again[1], *names['inputs'])[0], first, atol=1e-5)

@@ -10,7 +10,6 @@ from comparing import assert_close, trained_variables, vector
 from hand_count import by_name
 
 import glora_jax
-from glora_jax.peft import load_peft, save_peft
 from tests.peers.torch_zoo import outputs_of
 
 
@@ -42,13 +41,13 @@ class BothWays:
 
   def check_out(self, folder, genome, kind=None):
     """PEFT's outputs and merged weights are ours, also after they are read again; the kind."""
-    written = save_peft(folder, self.adapted.fix(genome), self.variables, kind=kind)
+    written = glora_jax.peft.save(folder, self.adapted.fix(genome), self.variables, kind=kind)
     outputs, folded = self.results(self.variables, genome)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(self.module), folder).eval()
     assert_close(outputs_of(theirs, *self.inputs, **self.kwargs), outputs)
     merged = dict(theirs.merge_and_unload().named_parameters())
     assert merged.keys() == folded.keys()
-    fixed, read = load_peft(folder, self.adapted, self.params)
+    fixed, read = glora_jax.peft.load(folder, self.adapted, self.params)
     again = self.results(read, fixed.genome)
     assert_close(again[0], outputs)
     for name, value in folded.items():
@@ -61,7 +60,7 @@ class BothWays:
   def check_in(self, folder, config, size=0.3):
     """Of a random adapter of PEFT the outputs are PEFT's; the structure that is read."""
     theirs = random_adapter(copy.deepcopy(self.module), config, folder, size)
-    fixed, read = load_peft(folder, self.adapted, self.params)
+    fixed, read = glora_jax.peft.load(folder, self.adapted, self.params)
     expected = outputs_of(theirs, *self.inputs, **self.kwargs)
     assert_close(self.results(read, fixed.genome)[0], expected)
     return fixed

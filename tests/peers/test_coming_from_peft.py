@@ -51,7 +51,7 @@ def test_the_example_prints_the_same_numbers_for_both(tmp_path, monkeypatch, cap
 
 
 def one_layer(folder, **fields):
-  """(Inputs, PEFT's module of a layer with a random LoRA, what `load_peft` makes of it)."""
+  """(Inputs, PEFT's module of a layer with a random LoRA, what `peft.load` makes of it)."""
   x = torch.randn(4, 8)
   module = torch.nn.Sequential(torch.nn.Linear(8, 5)).eval()
   config = peft.LoraConfig(
@@ -60,7 +60,7 @@ def one_layer(folder, **fields):
   theirs = peft.get_peft_model(copy.deepcopy(module), config)
   theirs.save_pretrained(folder)
   adapted, params = glora_jax.torch.adapt(module, x, structure='lora:2', scale=2.0, heads=None)
-  return x, theirs, *glora_jax.peft.load_peft(folder, adapted, params)
+  return x, theirs, *glora_jax.peft.load(folder, adapted, params)
 
 
 def test_a_lora_is_loaded_with_its_own_factors_so_that_training_continues_as_in_peft(tmp_path):
@@ -138,7 +138,7 @@ def test_peft_finds_the_class_and_the_base_of_an_adapter(tmp_path, monkeypatch):
   adapted, params = adapt(module, scale=2.0, heads=None)
   assert 'scale of LoRAs of B: 2' in adapted.summary()
   variables = trained_variables(adapted, params)
-  glora_jax.peft.save_peft(tmp_path / 'adapter', adapted, variables)
+  glora_jax.peft.save(tmp_path / 'adapter', adapted, variables)
   theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / 'adapter').eval()
   expected = adapted.apply(variables, TOKENS, use_cache=False).logits
   assert_close(theirs(TOKENS).logits.detach(), expected)

@@ -75,7 +75,7 @@ def test_what_an_error_advises_for_a_module_of_ones_own_works():
     ["{'embed': 0, 'head': 0}", 'Plain has no vocabulary'], glora_jax.torch.extend, module, 1
   )
   _, params = glora_jax.torch.adapt(module, TOKENS, structure='lora:1')
-  glora_jax.torch.load(larger, glora_jax.extend(params, {'embed': 0, 'head': 0}, 1))
+  glora_jax.torch.copy_to(glora_jax.extend(params, {'embed': 0, 'head': 0}, 1), larger)
   torch.testing.assert_close(larger(TOKENS)[..., :V], module(TOKENS))
 
 

@@ -7,7 +7,6 @@ import pytest
 from comparing import assert_close, assert_refused
 
 import glora_jax
-from glora_jax.peft import load_peft
 from tests.peers.random_adapters import BothWays, random_adapter
 from tests.peers.torch_zoo import TOKENS, language_model
 
@@ -67,14 +66,14 @@ def test_new_words_of_peft_need_an_extended_base_and_their_ids(tmp_path):
   theirs = random_adapter(larger, config, tmp_path, 0.3, save_embedding_layers=True)
   small = ours(module, ROWS)
   named = 'extend the base first: glora_jax.extend'
-  assert_refused(named, load_peft, tmp_path, small.adapted, small.params)
+  assert_refused(named, glora_jax.peft.load, tmp_path, small.adapted, small.params)
   untied = model(False)
   for extended, embeddings, select in ((untied, True, ''), (module, [19], 'q_proj|v_proj')):
     glora_jax.torch.extend(extended, 3)
     other = ours(extended, embeddings, select=select)
-    assert_refused('embeddings=[18, 3]', load_peft, tmp_path, other.adapted, other.params)
+    assert_refused('embeddings=[18, 3]', glora_jax.peft.load, tmp_path, other.adapted, other.params)
   case = ours(module, [3, 18])
-  adapted, variables = load_peft(tmp_path, case.adapted, case.params)
+  adapted, variables = glora_jax.peft.load(tmp_path, case.adapted, case.params)
   logits = adapted.apply(variables, TOKENS, **CALL).logits
   old = [*range(17), 18]  # the other new words are PEFT's own noise
   expected = theirs(TOKENS, **CALL).logits.detach().numpy()

@@ -18,7 +18,6 @@ from trees import normal, randomized
 
 import glora_jax
 from glora_jax.method.quantized import dequantize, has_quantized, is_quantized, requantize
-from glora_jax.peft import load_peft, save_peft
 
 pytestmark = pytest.mark.accelerator
 
@@ -82,10 +81,10 @@ def test_an_adapter_goes_onto_a_base_whose_head_is_quantized_and_which_peft_may_
   )
   glora_jax.save_adapter(tmp_path / 'adapter', adapted, adapted.init(KEY, base))
   names = {'fc/w': 'fc', 'head.*': 'head'}
-  save_peft(tmp_path / 'peft', headless, headless.init(KEY, base), names)
+  glora_jax.peft.save(tmp_path / 'peft', headless, headless.init(KEY, base), names)
   for fixed, loaded in (
     glora_jax.load_adapter(tmp_path / 'adapter', adapted, base),
-    load_peft(tmp_path / 'peft', adapted, base, names),
+    glora_jax.peft.load(tmp_path / 'peft', adapted, base, names),
   ):
     assert is_quantized(loaded['params']['fc']['w'])
     assert_allclose(fixed.apply(loaded, X), reader(plain, X), rtol=1e-5, atol=1e-6)

@@ -36,7 +36,7 @@ def test_a_module_of_the_zoo_is_found_whole_and_folds_back_into_pytorch(name):
   )
 
   def by_pytorch(params):
-    glora_jax.torch.load(example.module, params)
+    glora_jax.torch.copy_to(params, example.module)
     return outputs_of(example.module, *example.inputs, **example.kwargs)
 
   case = Case(example, adapted, params, by_pytorch)
@@ -104,7 +104,7 @@ def assert_runs(module):
       assert_close(gradient, np.zeros(value.shape) if value.grad is None else value.grad)
   variables = trained_variables(adapted, params)
   outputs = vector(adapted.apply(variables, X))
-  glora_jax.torch.load(module, adapted.fold(variables))
+  glora_jax.torch.copy_to(adapted.fold(variables), module)
   assert_close(outputs, outputs_of(module, X))
   return adapted
 
@@ -144,11 +144,11 @@ def test_release_empties_a_module_and_load_fills_it(caplog):
   assert not sum(value.numel() for value in module.parameters())
   assert_close(adapted.model.apply({'params': params}, X).ravel(), expected)
   other = torch.nn.Linear(2, 2)
-  assert_refused('hidden.bias', glora_jax.torch.load, other, params)
+  assert_refused('hidden.bias', glora_jax.torch.copy_to, params, other)
   with pytest.raises(ValueError, match='released'):
     glora_jax.torch.adapt(module, X)
   variables = adapted.init(jax.random.key(0), params)
-  glora_jax.torch.load(module, adapted.fold(variables))
+  glora_jax.torch.copy_to(adapted.fold(variables), module)
   assert_close(outputs_of(module, X), expected)
   assert not caplog.records
 
@@ -167,7 +167,7 @@ def test_dtypes_stay_or_the_log_says_so(dtype, tolerance, caplog):
   assert_close(vector(adapted.apply(variables, x)), expected, tolerance)
   for other, own in ((module, kind), (Small(), torch.float32)):
     caplog.clear()
-    glora_jax.torch.load(other, adapted.fold(variables))
+    glora_jax.torch.copy_to(adapted.fold(variables), other)
     assert {value.dtype for value in other.parameters()} == {own}
     assert bool(caplog.records) == (other is not module and not is_wide)  # or they are float32
     assert_close(outputs_of(other, x.to(own)), expected, tolerance)
@@ -213,7 +213,7 @@ def test_statistics_are_those_of_pytorch():
   assert_close(outputs.ravel(), outputs_of(module, X))
   expected = as_numpy(dict(module.named_buffers()))
   assert changed['buffers'].keys() == expected.keys()
-  glora_jax.torch.load(other, variables['params'], changed['buffers'])
+  glora_jax.torch.copy_to(variables['params'], other, buffers=changed['buffers'])
   for name, value in other.named_buffers():
     assert_close(value, expected[name])
 
@@ -234,7 +234,7 @@ def test_inputs_are_of_jax_numpy_or_pytorch_by_position_or_keyword():
   module, rows = Small(lambda m, x, rows: m.head(m.hidden(x[rows]))), torch.tensor([0, 3, 3])
   adapted, variables = ready(module, X, rows=rows)
   expected = adapted.apply(variables, X, rows=rows)
-  glora_jax.torch.load(module, adapted.fold(variables))
+  glora_jax.torch.copy_to(adapted.fold(variables), module)
   assert_close(expected.ravel(), outputs_of(module, X, rows=rows))
   inputs = X.numpy(), rows.numpy()
   for x, rows in (inputs, jax.tree.map(jnp.asarray, inputs)):
@@ -475,7 +475,7 @@ def test_a_module_is_allocated_scored_served_and_saved(tmp_path):
   fixed, variables = ready(Small())
   glora_jax.save_adapter(tmp_path / 'a', fixed, variables)
   expected = fixed.apply(variables, X)
-  pool = glora_jax.serve.Pool(adapted, params, rank=2)
+  pool = glora_jax.Pool(adapted, params, rank=2)
   pool.load('a', tmp_path / 'a')
   answers = pool(X.numpy(), ['a', 'a', None, None, None])
   assert_close(answers[:2], expected[:2])

@@ -29,7 +29,7 @@ def test_the_lines_of_the_howto_run_and_tuned_modules_give_the_adapted_outputs(
   predicted = logits[:, :-1].argmax(-1).numpy()
   assert (predicted == tokens[:, 1:]).mean() > 0.8
   base = transformers.LlamaForCausalLM(names['config'])
-  glora_jax.torch.load(base, names['params'])
+  glora_jax.torch.copy_to(names['params'], base)
   with_adapter = peft.PeftModel.from_pretrained(base, 'adapter').eval()
   assert_close(with_adapter(torch.tensor(tokens)).logits.detach(), outputs)
 
@@ -53,7 +53,7 @@ def test_the_language_model_of_getting_started_is_trained_for_peft(tmp_path, mon
   names = {}
   exec(lines, names)
   module, params, tokens = names['module'], names['params'], names['tokens']
-  glora_jax.torch.load(module, params)
+  glora_jax.torch.copy_to(params, module)
   logits = peft.PeftModel.from_pretrained(module, 'adapter').eval()(torch.tensor(tokens)).logits
   assert_close(logits.detach(), applied(names, tokens, use_cache=False).logits)
 
@@ -94,7 +94,7 @@ def assert_writes(texts, names, params, stop=2):
   for text, prompt, mask, weights in zip(
     texts, names['tokens'], names['mask'], params, strict=True
   ):
-    glora_jax.torch.load(names['module'], weights)
+    glora_jax.torch.copy_to(weights, names['module'])
     [expected] = names['module'].generate(
       torch.tensor(prompt[None]),
       attention_mask=torch.tensor(mask[None]),

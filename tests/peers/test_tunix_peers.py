@@ -113,14 +113,14 @@ def test_a_model_of_tunix_goes_to_transformers_and_its_adapter_to_peft(
   assert_close(logits_of(loaded(tmp_path / 'base')), expected, 1e-4)
 
   variables = trained_variables(adapted, variables['params'])
-  glora_jax.peft.save_peft(tmp_path / 'adapter', fixed, variables, names)
+  glora_jax.peft.save(tmp_path / 'adapter', fixed, variables, names)
   with_adapter = peft.PeftModel.from_pretrained(loaded(tmp_path / 'base'), tmp_path / 'adapter')
   assert not [warning for warning in recwarn if 'adapter keys' in str(warning.message)]
   trained, _ = fixed.apply(variables, *INPUTS)
   assert_close(logits_of(with_adapter), trained)
   assert np.abs(trained - expected).max() > 0.1 * np.abs(expected).max()
 
-  again = glora_jax.peft.load_peft(tmp_path / 'adapter', adapted, variables['params'], names)
+  again = glora_jax.peft.load(tmp_path / 'adapter', adapted, variables['params'], names)
   assert_close(again[0].apply(again[1], *INPUTS)[0], trained)
 
   folded = tmp_path / 'folded'

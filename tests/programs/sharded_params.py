@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from trees import randomized
 
 import glora_jax
-from glora_jax.serve import Pool
+from glora_jax import Pool
 
 
 class Mlp(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from glora_jax import peft
 from glora_jax.checks import listed, shown, validate
 from glora_jax.files import Path
 from glora_jax.method.adapted import Adapted, check_variables
-from glora_jax.peft import load_peft, read_peft, save_peft
 from glora_jax.peft.kinds import KindName
 from glora_jax.tree import by_name, flatten, grouped, path_name
 from glora_jax.vision.models.formats.format import Format, TorchFormat
@@ -39,8 +39,8 @@ def save(
     adapted: the adapted ViT.
     variables: its variables, after training.
     format: 'timm', 'hf_vit' or 'hf_dinov2', or the 'source' that `weights.load` returned.
-    kind: see `glora_jax.peft.save_peft`.
-    base: see `glora_jax.peft.save_peft`.
+    kind: see `glora_jax.peft.save`.
+    base: see `glora_jax.peft.save`.
 
   Returns:
     The kind that was written.
@@ -48,7 +48,7 @@ def save(
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: the format is unknown, cannot store the model, or folds LayerScale into an adapted
-      layer; see also `glora_jax.peft.save_peft`.
+      layer; see also `glora_jax.peft.save`.
 
   Example:
     >>> import tempfile, jax
@@ -91,7 +91,7 @@ def save(
         'and save the model with weights.save.'
       )
   heads = {f'{names["head"][0]}.weight': fitted['head/kernel'].T} if 'head/kernel' in fitted else {}
-  return save_peft(folder, adapted, variables, names, kind=kind, heads=heads, base=base)
+  return peft.save(folder, adapted, variables, names, kind=kind, heads=heads, base=base)
 
 
 def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str, Any]]:
@@ -103,24 +103,24 @@ def load(folder: Path, adapted: Adapted, params: Any) -> tuple[Adapted, dict[str
     params: the base's parameters.
 
   Returns:
-    (adapted, variables), as `glora_jax.peft.load_peft`.
+    (adapted, variables), as `glora_jax.peft.load`.
 
   Raises:
     FileNotFoundError: there is no adapter.
     TypeError: an argument has the wrong type.
-    ValueError: no format has its names; see also `glora_jax.peft.load_peft`.
+    ValueError: no format has its names; see also `glora_jax.peft.load`.
 
   Example: see `save`.
   """
   validate(adapted, Adapted, 'adapted')
   validate(adapted.model, ViT, 'adapted.model')
-  adapter = read_peft(folder)
+  adapter = peft.read(folder)
   format = _find(adapted.model, adapter.modules.keys())
   names = format.modules(adapted.model)
   head = f'{names["head"][0]}.weight'
   if head in adapter.heads:
     adapter.heads[head] = format.own_head(adapted.model, adapter.heads[head].T).T
-  return load_peft(adapter, adapted, params, names)
+  return peft.load(adapter, adapted, params, names)
 
 
 def _find(model: ViT, modules: Set[str]) -> TorchFormat:
@@ -140,5 +140,5 @@ def _find(model: ViT, modules: Set[str]) -> TorchFormat:
         return found
   raise ValueError(
     f'The modules of the adapter ({grouped(modules)}) are not all layers of this ViT in a format '
-    f'({listed(WRITTEN)}); load it with glora_jax.peft.load_peft and a map of names.'
+    f'({listed(WRITTEN)}); load it with glora_jax.peft.load and a map of names.'
   )

@@ -146,7 +146,7 @@ class TorchBackbone(glora_jax.torch.Module):
     module = copy.deepcopy(self.skeleton).to_empty(device='cpu')
     state = module.state_dict()
     buffers = {name: value for name, value in self.buffers.items() if name in state}
-    glora_jax.torch.load(module, params, buffers)
+    glora_jax.torch.copy_to(params, module, buffers=buffers)
     os.makedirs(folder, exist_ok=True)
     require_no_other(folder)
     if self.library == 'timm':

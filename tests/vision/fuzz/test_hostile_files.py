@@ -17,7 +17,6 @@ from trees import randomized
 import glora_jax
 from glora_jax import Archive, Layer, SearchSpace, Spec
 from glora_jax.files import read_json, write_json, write_tensors
-from glora_jax.peft import load_peft, save_peft
 from glora_jax.vision.models import weights
 from glora_jax.vision.models.formats.table import WRITTEN
 from glora_jax.vision.models.metadata import OURS
@@ -76,15 +75,17 @@ def write_adapter(folder, value):
   glora_jax.save_adapter(str(folder / 'adapter.safetensors'), dense()[0].fix(genome), variables)
 
 
-def read_peft(folder):
+def read_of_peft(folder):
   adapted, variables = dense()
-  fixed, variables = load_peft(str(folder / 'adapter'), adapted, variables['params'], NAMES)
+  fixed, variables = glora_jax.peft.load(
+    str(folder / 'adapter'), adapted, variables['params'], NAMES
+  )
   return [variables, fixed.genome]
 
 
 def write_peft(folder, value):
   variables, genome = value
-  save_peft(str(folder / 'adapter'), dense()[0].fix(genome), variables, NAMES)
+  glora_jax.peft.save(str(folder / 'adapter'), dense()[0].fix(genome), variables, NAMES)
 
 
 def archives():
@@ -109,7 +110,7 @@ def read_genome(folder):
 KINDS = {
   'checkpoint': (checkpoints, write_checkpoint, read_checkpoint),
   'adapter': (lambda: [[dense()[1], LORA]], write_adapter, read_adapter),
-  'adapter of PEFT': (lambda: [[dense()[1], LORA]], write_peft, read_peft),
+  'adapter of PEFT': (lambda: [[dense()[1], LORA]], write_peft, read_of_peft),
   'archive': (
     archives,
     write_archive,
