@@ -153,6 +153,13 @@ def requantize(params: Any, like: Any) -> Any:
   Returns:
     Params with quantized arrays where `like` has them: of its types, with scales (and zero points)
     of its shapes, chosen for the new values. The error of the rounding is logged as INFO.
+
+  Example: an array that `like` has in full precision stays as it is.
+    >>> import glora_jax, jax.numpy as jnp
+    >>> folded = {'kernel': jnp.ones((4, 3)), 'bias': jnp.zeros(3)}
+    >>> same = glora_jax.requantize(folded, like=folded)
+    >>> same['kernel'] is folded['kernel']
+    True
   """
   leaves, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
   new, errors = [], {}

@@ -96,6 +96,20 @@ def choose(
 
   Raises:
     ValueError: the spaces allow none of the units, or the budget fits none.
+
+  Example: one gradient gives the scores for all budgets.
+    >>> import flax.linen as nn, glora_jax, jax, jax.numpy as jnp
+    >>> x, labels = jax.random.normal(jax.random.key(0), (32, 4)), jnp.arange(32) % 3
+    >>> adapted = glora_jax.adapt(nn.Dense(3), x, space=glora_jax.SearchSpace((1, 2)))
+    >>> params = nn.Dense(3).init(jax.random.key(1), x)['params']
+    >>> variables = adapted.init(jax.random.key(2), params)
+    >>> loss, key = glora_jax.classification(), jax.random.key(3)
+    >>> batches = [(x[:16], labels[:16]), (x[16:], labels[16:])]
+    >>> scores = glora_jax.allocate(
+    ...   adapted, variables, loss, batches, budget=7, key=key, progress=False
+    ... ).scores
+    >>> [glora_jax.count_params(adapted.spec, choose(adapted.spec, scores, n)) for n in (3, 7, 10)]
+    [3, 7, 10]
   """
   require_something(spec, budget)
   options = list_options(spec, scores, rank_limit(spec, budget, rho))
