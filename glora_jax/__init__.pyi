@@ -3,6 +3,7 @@
 from glora_jax import nnx as nnx
 from glora_jax import peft as peft
 from glora_jax import torch as torch
+from glora_jax.loading import load as load
 from glora_jax.method.adapt import adapt as adapt
 from glora_jax.method.adapt import adapt_function as adapt_function
 from glora_jax.method.adapted import Adapted as Adapted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -32,6 +33,7 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.groups import parts_read
 from glora_jax.method.sample import is_array
+from glora_jax.method.site import TABLE
 from glora_jax.method.space import is_scale
 from glora_jax.tree import (
   by_name,
@@ -55,9 +57,9 @@ _ROUNDED = ('bfloat16', 'float16')  # types that a base may be cast to before or
 class _Row(TypedDict):
   """A layer: its sizes, and where its kernel is in the model.
 
-  That is the path of the kernel, the kernel's axes and the index in the stack. A layer is
-  identified by them, and not by its row. A table whose rows are chosen says so, but not which:
-  these are another item of the metadata.
+  That is the path of the kernel, the kernel's axes and the index in the stack, and whether it is a
+  convolution or a table. A layer is identified by them, and not by its row. A table whose rows are
+  chosen says so, but not which: these are another item of the metadata.
   """
 
   name: str
@@ -187,6 +189,8 @@ def _rows(adapted: Adapted) -> list[_Row]:
         'in': list(site.layout.inputs),
         'out': list(site.layout.outputs),
       }
+      if site.is_convolution or site.kind == TABLE:
+        kernel['used'] = 'convolution' if site.is_convolution else 'table'
       if layer.ids:
         kernel['rows'] = 'chosen'
       rows[row] = _Row(
@@ -294,6 +298,30 @@ def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any
   tensors, metadata = read_tensors(path, 'adapter')
   _check_metadata(path, metadata)
   return path, tensors, metadata
+
+
+def choices_of(path: Path) -> dict[str, Any]:
+  """The arguments of `adapt` with which a model gets the layers, heads and structure of a file."""
+  path, tensors, metadata = read_adapter(path)
+  rows, ids = metadata['spec'], metadata['ids']
+  places = {row['name'] for row in rows}
+  for row in rows:  # a layer is called as its kernel, or its kernel's module
+    places |= {row['kernel']['path'], row['kernel']['path'].rpartition('/')[0]}
+  chosen = {_only(row['name']): each for row, each in zip(rows, ids, strict=True) if each}
+  uses = {row['kernel'].get('used') for row in rows}
+  heads = [name.removeprefix('params/') for name in tensors if name.startswith('params/')]
+  return {
+    'structure': path,
+    'select': places.__contains__,
+    'heads': [_only(name) for name in heads] or None,
+    'convs': 'convolution' in uses,
+    'embeddings': chosen or 'table' in uses,
+  }
+
+
+def _only(name: str) -> str:
+  """The regular expression of a name, and of no other."""
+  return f'^{re.escape(name)}$'
 
 
 def _frozen_shapes(adapted: Adapted) -> dict[str, list[int]]:

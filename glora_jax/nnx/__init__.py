@@ -1,6 +1,6 @@
 """GLoRA on Flax NNX models that stay alive: instances of their classes, with all their state."""
 
-from glora_jax.nnx.attach import attach, fix
+from glora_jax.nnx.attach import attach, fix, load
 from glora_jax.nnx.functional import params, with_params
 from glora_jax.nnx.live import (
   as_adapted,
@@ -23,6 +23,7 @@ __all__ = [
   'attach',
   'fix',
   'fold',
+  'load',
   'load_adapter',
   'params',
   'save_adapter',

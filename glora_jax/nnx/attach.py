@@ -11,9 +11,11 @@ import jax
 from flax import nnx
 
 from glora_jax.checks import listed
+from glora_jax.files import Path
 from glora_jax.method.adapt import DEFAULT_HEADS, assemble
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter import COLLECTION
+from glora_jax.method.adapter_file import choices_of
 from glora_jax.method.genomes import distinct_codes, largest_genome
 from glora_jax.method.presets import Structure, genome_of, read_choice
 from glora_jax.method.quantized import as_dequantized, is_quantized
@@ -24,7 +26,7 @@ from glora_jax.method.space import TENSORS, Spaces
 from glora_jax.nnx.adapter import Adapter, Static, fix_forms
 from glora_jax.nnx.base import remember_base
 from glora_jax.nnx.functional import by_use, check_model, params, trace_call
-from glora_jax.nnx.live import adapters, set_genome, spec
+from glora_jax.nnx.live import adapters, load_adapter, set_genome, spec
 from glora_jax.nnx.owners import PREFIX, UNADAPTED, AdaptedParam, Model, Unadapted, make_owner
 from glora_jax.nnx.places import Location, Place, places, put, variable_at
 from glora_jax.nnx.variables import Genome, ParamGenome, as_head
@@ -283,3 +285,40 @@ def fix(model: Model, structure: Structure) -> Model:
   for adapter in adapters(model):
     fix_forms(adapter, genome)
   return model
+
+
+def load(path: Path, model: Model, *inputs: Any, strict: bool = True, **kwargs: Any) -> Model:
+  """Attaches to a plain NNX model what an adapter file was saved from, and loads the file.
+
+  The file has the structure, and says which layers and heads it belongs to.
+
+  Args:
+    path: path of a file of `save_adapter`, here or in `glora_jax`.
+    model: an NNX model that is not attached; it is not changed.
+    *inputs: example inputs; only shapes and dtypes matter.
+    strict: whether another base is an error; see `glora_jax.load_adapter`.
+    **kwargs: further arguments of the call, or `stacks` and `key` of `attach`.
+
+  Returns:
+    A model of the same class, attached.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged, or belongs to another model or base; the message says what
+      differs.
+
+  Example:
+    >>> import tempfile, glora_jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> linear, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 4))
+    >>> model = glora_jax.nnx.attach(linear, x, structure='bitfit')
+    >>> model.glora_kernel.E[...] = jnp.ones(3)
+    >>> with tempfile.NamedTemporaryFile(suffix='.safetensors') as file:
+    ...   glora_jax.nnx.save_adapter(file.name, model)
+    ...   again = glora_jax.nnx.load(file.name, linear, x)
+    >>> bool((again(x) == model(x)).all())
+    True
+  """
+  attached = attach(model, *inputs, **choices_of(path), **kwargs)
+  load_adapter(path, attached, strict=strict)
+  return attached
