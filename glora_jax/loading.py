@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import flax.linen as nn
-
+import glora_jax  # whose `torch` needs an extra, and is imported when it is called
 from glora_jax.files import Path
-from glora_jax.method.adapt import adapt, adapt_function
+from glora_jax.method.adapt import adapt, adapt_function, linen_module_of
 from glora_jax.method.adapted import Adapted
 from glora_jax.method.adapter_file import choices_of, load_adapter
 
@@ -62,10 +61,8 @@ def load(
     raise TypeError(f'{name} {problem}.')
   choices = choices_of(path)
   if is_torch:
-    from glora_jax import torch as of_torch  # which needs an extra
-
-    adapted, params = of_torch.adapt(model, *inputs, **choices, **kwargs)
-  elif isinstance(model, nn.Module) or isinstance(getattr(model, 'module', None), nn.Module):
+    adapted, params = glora_jax.torch.adapt(model, *inputs, **choices, **kwargs)
+  elif linen_module_of(model) is not None:
     adapted = adapt(model, *inputs, **choices, **kwargs)
   elif callable(model):
     adapted = adapt_function(model, params, *inputs, **choices, **kwargs)

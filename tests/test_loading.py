@@ -40,13 +40,14 @@ CHOICES = [
 
 @pytest.mark.parametrize('choices', CHOICES)
 @pytest.mark.parametrize('model', [Words(), function])
-def test_a_file_knows_its_layers_heads_and_structure(model, choices, tmp_path):
+def test_a_file_knows_its_layers_heads_and_structure(model, choices, tmp_path, monkeypatch):
   params = Words().init(KEY, TOKENS)['params']
   given = () if isinstance(model, nn.Module) else (params,)
   adapt = glora_jax.adapt_function if given else glora_jax.adapt
   adapted = adapt(model, *given, TOKENS, **choices)
   variables = random_variables(adapted, params)
-  path = tmp_path / 'adapter.safetensors'
+  monkeypatch.chdir(tmp_path)
+  path = 'lora'  # a name like that of a preset
   glora_jax.save_adapter(path, adapted, variables)
   again, loaded = glora_jax.load(path, model, TOKENS, params=params)
   assert [layer.name for layer in again.spec] == [layer.name for layer in adapted.spec]

@@ -8,7 +8,6 @@ A to E are those of the equation in `glora_jax.method.equation`.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ from glora_jax.method.selection import (
   Heads,
   Selection,
   Selector,
+  exactly,
   is_to_words,
   matches,
   unmatched,
@@ -125,8 +125,9 @@ def _linen_module(model: Any) -> nn.Module:
   Raises:
     TypeError: there is none.
   """
-  if isinstance(model, nn.Module):
-    return model
+  module = linen_module_of(model)
+  if module is not None:
+    return module
   nnx = sys.modules.get('flax.nnx')  # imported already if the model is an NNX model
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   if nnx is not None and isinstance(model, nnx.Module):
@@ -134,13 +135,16 @@ def _linen_module(model: Any) -> nn.Module:
       f'{name} is an NNX model, and glora_jax.adapt needs a Linen model; call '
       'glora_jax.nnx.attach(model, *inputs).'
     )
-  module = getattr(model, 'module', None)
-  if not isinstance(module, nn.Module):
-    raise TypeError(
-      f'expected an instance of a Linen model, got {name}; for a function of parameters and inputs '
-      'call glora_jax.adapt_function(apply, params, *inputs).'
-    )
-  return module
+  raise TypeError(
+    f'expected an instance of a Linen model, got {name}; for a function of parameters and inputs '
+    'call glora_jax.adapt_function(apply, params, *inputs).'
+  )
+
+
+def linen_module_of(model: Any) -> nn.Module | None:
+  """The Linen module that a model is, or holds as `module`; None if there is none."""
+  held = (model, getattr(model, 'module', None))
+  return next((each for each in held if isinstance(each, nn.Module)), None)
 
 
 def assemble(
@@ -263,7 +267,7 @@ def _as_heads(site: Site, params: Iterable[KeyPath]) -> str | list[str]:
   names = [
     path_name(path)
     if all(end == path or end[-len(path) :] != path for end in ends)
-    else f'^{re.escape(path_name(path))}$'
+    else exactly(path_name(path))
     for path in paths
   ]
   return names[0] if len(names) == 1 else names

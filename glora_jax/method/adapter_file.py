@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 
@@ -33,6 +32,7 @@ from glora_jax.method.genomes import (
 )
 from glora_jax.method.groups import parts_read
 from glora_jax.method.sample import is_array
+from glora_jax.method.selection import exactly
 from glora_jax.method.site import TABLE
 from glora_jax.method.space import is_scale
 from glora_jax.tree import (
@@ -302,26 +302,21 @@ def read_adapter(path: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any
 
 def choices_of(path: Path) -> dict[str, Any]:
   """The arguments of `adapt` with which a model gets the layers, heads and structure of a file."""
-  path, tensors, metadata = read_adapter(path)
+  _, tensors, metadata = read_adapter(path)
   rows, ids = metadata['spec'], metadata['ids']
   places = {row['name'] for row in rows}
   for row in rows:  # a layer is called as its kernel, or its kernel's module
     places |= {row['kernel']['path'], row['kernel']['path'].rpartition('/')[0]}
-  chosen = {_only(row['name']): each for row, each in zip(rows, ids, strict=True) if each}
+  chosen = {exactly(row['name']): each for row, each in zip(rows, ids, strict=True) if each}
   uses = {row['kernel'].get('used') for row in rows}
   heads = [name.removeprefix('params/') for name in tensors if name.startswith('params/')]
   return {
-    'structure': path,
+    'structure': metadata,
     'select': places.__contains__,
-    'heads': [_only(name) for name in heads] or None,
+    'heads': [exactly(name) for name in heads] or None,
     'convs': 'convolution' in uses,
     'embeddings': chosen or 'table' in uses,
   }
-
-
-def _only(name: str) -> str:
-  """The regular expression of a name, and of no other."""
-  return f'^{re.escape(name)}$'
 
 
 def _frozen_shapes(adapted: Adapted) -> dict[str, list[int]]:

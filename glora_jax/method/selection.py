@@ -40,6 +40,11 @@ def matches(selector: Selector, name: str) -> bool:
     ) from error
 
 
+def exactly(name: str) -> str:
+  """The regular expression that matches this name and no other."""
+  return f'^{re.escape(name)}$'
+
+
 def is_to_words(name: str) -> bool:
   """Whether a layer is an output layer to words, which is adapted only if `select` names it."""
   return matches(_TO_WORDS, name)

@@ -475,6 +475,8 @@ def test_a_module_is_allocated_scored_served_and_saved(tmp_path):
   fixed, variables = ready(Small())
   glora_jax.save_adapter(tmp_path / 'a', fixed, variables)
   expected = fixed.apply(variables, X)
+  again, loaded = glora_jax.load(tmp_path / 'a', Small(), X)
+  assert_close(again.apply(loaded, X), expected)
   pool = glora_jax.Pool(adapted, params, rank=2)
   pool.load('a', tmp_path / 'a')
   answers = pool(X.numpy(), ['a', 'a', None, None, None])

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import inspect
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -27,6 +26,7 @@ from glora_jax.errors import UserError
 from glora_jax.files import first_line, require_numbers, write_json, write_safetensors
 from glora_jax.method.adapt import adapt_function
 from glora_jax.method.adapted import Adapted
+from glora_jax.method.selection import exactly
 from glora_jax.torch import nest, unnest
 from glora_jax.torch_environment import shape_of
 from glora_jax.vision.models.checkpoint import MODEL_FILE, require_no_other
@@ -99,7 +99,7 @@ class TorchBackbone(glora_jax.torch.Module):
       **chosen: `structure`, `space` and the like, see `glora_jax.adapt`.
     """
     shapes = {name: shape_of(value) for name, value in self.skeleton.named_parameters()}
-    heads = f'^{re.escape(self.head.replace(".", "/"))}$'
+    heads = exactly(self.head.replace('.', '/'))
     modules = self.skeleton.named_modules()
     linear = {name for name, part in modules if isinstance(part, torch.nn.Linear)}
     convs = linear <= {self.head}
